@@ -1,0 +1,242 @@
+"""The command line: a thin layer that reads text, calls a verb and says where the result is. Verbs are imported when called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import InputError, RunFailed
+
+if TYPE_CHECKING:
+    from .clip import Clip
+    from .prompts import Prompts
+
+app = typer.Typer(
+    help="Video object segmentation, notebook first.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Objects = Annotated[list[int] | None, typer.Option("--aux", help="Object that competes for pixels, then becomes background; repeatable.")]
+
+
+@app.command()
+def clip(
+    source: Annotated[str, typer.Argument(help="A URL, a video file, or 'turbulence' (embedded).")],
+    start: Annotated[str | None, typer.Option(help="Where to begin: 13:21, 1:02:03.5 or seconds.")] = None,
+    end: Annotated[str | None, typer.Option(help="Where to end.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the result.")] = Path("data"),
+    name: Annotated[str | None, typer.Option(help="Name before the times; by default the source's.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Cut a clip out of a video: data/NAME_1321_1402.mp4."""
+    from .extract import extract
+
+    print(extract(source, start, end, out, name=name, overwrite=overwrite))
+
+
+@app.command()
+def segment(
+    clip: Annotated[str, typer.Argument(help="A video file, a folder of images, or one image.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The label map to write, an indexed PNG.")],
+    frame: Annotated[int, typer.Option(help="Which frame, from 0.")] = 0,
+    points: Annotated[list[str] | None, typer.Option(help="OBJECT:x,y[,x,y…] on the object; repeatable.")] = None,
+    background: Annotated[list[str] | None, typer.Option(help="OBJECT:x,y[,x,y…] not on the object; repeatable.")] = None,
+    box: Annotated[list[str] | None, typer.Option(help="OBJECT:x0,y0,x1,y1; repeatable.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A prompts JSON file; the options above add to it.")] = None,
+    model: Annotated[str, typer.Option(help="grabcut, sam_vit_b, sam2.1_hiera_tiny, …")] = "grabcut",
+    fill_holes: Annotated[int | None, typer.Option(help="Fill holes of up to this many pixels.")] = None,
+    aux: Objects = None,
+    overlay: Annotated[Path | None, typer.Option(help="A picture to write, the masks over the frame.")] = None,
+) -> None:
+    """Segment one frame from points, boxes or masks."""
+    from .masks import write_labels
+    from .prompts import Prompts
+    from .segment import segment as verb
+    from .show import overlay as draw
+
+    source = _clip(clip)
+    if not 0 <= frame < len(source):
+        raise InputError(f"a frame from 0 to {len(source) - 1}", frame, "frames count from 0")
+    asked = Prompts.load(prompts) if prompts else Prompts()
+    asked = _with_options(asked, frame, points, background, box)
+    asked.check(len(source), source.height, source.width)
+    if frame not in asked:
+        raise InputError(f"a prompt on frame {frame}", f"prompts on frames {list(asked)}", "choose one of these with --frame")
+    image = source[frame]
+    found = verb(image, asked[frame], model=model, fill_holes=fill_holes, aux=tuple(aux or ()))
+    write_labels(out, found.labels)
+    if overlay:
+        _write_image(overlay, draw(image, found.labels))
+    for obj, mask in found.masks.items():
+        print(f"object {obj}: {int(mask.sum())} px" + ("" if mask.any() else ", EMPTY: the model found nothing for this prompt"))
+    print(out)
+
+
+@app.command()
+def propagate(
+    clip: Annotated[str, typer.Argument(help="A video file or a folder of images.")],
+    first: Annotated[Path, typer.Argument(help="The first label map (indexed PNG), or a prompts JSON file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the indexed PNGs.")],
+    by: Annotated[str, typer.Option(help="Strategy: flow, sam, …")] = "flow",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the strategy, name=value; repeatable.")] = None,
+    frame: Annotated[int, typer.Option(help="The frame that FIRST belongs to.")] = 0,
+    direction: Annotated[str, typer.Option(help="forward, backward or both.")] = "forward",
+    aux: Objects = None,
+    per_object: Annotated[bool, typer.Option("--per-object", help="Write OBJECT/FRAME.png, as SA-V does.")] = False,
+    video: Annotated[Path | None, typer.Option(help="An overlay video to write.")] = None,
+    snap: Annotated[bool, typer.Option("--snap", help="Give stray ids of an anti-aliased FIRST to their neighbours.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Carry masks or prompts through a clip."""
+    from .masks import read_labels
+    from .propagate import propagate as verb
+    from .prompts import Prompts
+
+    source = _clip(clip)
+    if first.suffix.lower() == ".json":
+        prompts = Prompts.load(first)
+    else:
+        labels = read_labels(first, size=(source.height, source.width), phantom="snap" if snap else "refuse")
+        prompts = Prompts({frame: labels})
+    settings = dict(_pair(text) for text in set_ or ())
+    masks = verb(
+        source, prompts, by, out=out, direction=direction, aux=tuple(aux or ()), per_object=per_object, overwrite=overwrite, **settings
+    )
+    print(out)
+    if video:
+        masks.video(source, video)
+        print(video)
+
+
+@app.command()
+def evaluate(
+    masks: Annotated[Path, typer.Argument(help="A folder of PNGs.")],
+    truth: Annotated[Path, typer.Argument(help="A folder of PNGs with the same frames.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A report.json to write.")] = None,
+) -> None:
+    """Compare masks with ground truth: J per object, without the first frame."""
+    from .evaluate import evaluate as verb
+
+    report = verb(masks, truth, masks=str(masks), truth=str(truth))
+    for obj, j in report.J.items():
+        print(f"object {obj}: J {j:.4f}")
+    print(f"mean J {report.mean:.4f}")
+    if out:
+        print(report.save(out))
+
+
+@app.command()
+def fetch(names: Annotated[list[str] | None, typer.Argument(help="Checkpoints, e.g. sam2.1_hiera_tiny; none: list them.")] = None) -> None:
+    """Download checkpoints and verify them."""
+    from .models import weights
+
+    if not names:
+        for name, card in weights.cards().items():
+            print(f"{name:24} {card.bytes / 1e6:6.0f} MB  {card.licence}")
+    for name in names or ():
+        print(weights.fetch(name))
+
+
+@app.command()
+def run(
+    notebook: Annotated[Path, typer.Argument(help="A notebook with a cell tagged 'parameters'.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the executed notebook and its results.")],
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, typed (5, 0.1, true).")] = None,
+    raw: Annotated[list[str] | None, typer.Option("-r", help="name=value, always text (001).")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run a notebook headless with parameters."""
+    from .run import run_notebook
+
+    print(run_notebook(notebook, out, dict(_pair(p) for p in parameter or ()), dict(_pair(p) for p in raw or ()), overwrite=overwrite))
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("runs/demo")) -> None:
+    """Make the embedded clip, run the notebooks on it, evaluate, and say where to look."""
+    from .demo import demo as run_demo
+
+    run_demo(out)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which device there is, and which checkpoints."""
+    from . import doctor as module
+
+    print(module.report(module.doctor()))
+
+
+def main() -> None:
+    """The entry point: an `InputError` becomes one line on stderr and exit code 2, a notebook that failed exit code 1."""
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _clip(source: str) -> Clip:
+    from .clip import Clip
+
+    return Clip(source)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise InputError("name=value", repr(text), "write for example --set tolerance=1.5")
+    return name.strip(), value
+
+
+def _with_options(asked: Prompts, frame: int, points: Any, background: Any, boxes: Any) -> Prompts:
+    from .prompts import Box, Point, Prompt
+
+    for texts, kind in ((points, "points"), (background, "background"), (boxes, "box")):
+        for text in texts or ():
+            obj, numbers = _coordinates(text, kind)
+            old = asked.get(frame, {}).get(obj)
+            box, clicks, mask = (old.box, old.points, old.mask) if old else (None, (), None)
+            if kind == "box":
+                if box is not None:
+                    raise InputError("one box per object", f"a second one for object {obj}: {text!r}", "drop one")
+                box = Box(*numbers)
+            else:
+                clicks = (*clicks, *(Point(x, y, int(kind == "points")) for x, y in zip(numbers[::2], numbers[1::2], strict=True)))
+            asked = asked.with_prompt(frame, obj, Prompt(clicks, box, mask))
+    return asked
+
+
+def _coordinates(text: str, kind: str) -> tuple[int, list[float]]:
+    """'2:10,40,200,310' → (2, [10, 40, 200, 310])."""
+    form = "OBJECT:x0,y0,x1,y1" if kind == "box" else "OBJECT:x,y[,x,y…]"
+    obj, _, rest = text.partition(":")
+    try:
+        numbers = [float(n) for n in rest.split(",")]
+        number = int(obj)
+    except ValueError:
+        numbers, number = [], 0
+    if not numbers or (len(numbers) != 4 if kind == "box" else len(numbers) % 2):
+        raise InputError(f"--{kind} {form}", repr(text), f"write for example --{kind} {'2:10,40,200,310' if kind == 'box' else '1:420,240'}")
+    return number, numbers
+
+
+def _write_image(path: Path, image: Any) -> None:
+    from PIL import Image
+
+    from .files import replacing
+
+    with replacing(path) as temporary:
+        Image.fromarray(image).save(temporary)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""Pictures: masks over frames, contact sheets, pictures side by side, and figures for a notebook."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .errors import InputError
+from .masks import Color, Masks, with_colors
+from .prompts import Prompt, Prompts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .clip import Clip
+
+__all__ = ["contact_sheet", "overlay", "plot_frames", "plot_scores", "png", "show", "side_by_side"]
+
+_PAPER, _INK = (255, 255, 255), (60, 60, 60)
+
+
+def overlay(
+    image: np.ndarray,
+    labels: np.ndarray,
+    colors: Mapping[int, Color] | None = None,
+    alpha: float = 0.5,
+    contour: bool = True,
+) -> np.ndarray:
+    """The label map (H, W) over the image (H, W, 3) uint8 RGB, as a new image; background pixels stay as they are.
+
+    Objects have the colour of their id in the DAVIS palette unless `colors` says otherwise ({1: "blue"}); `alpha` is
+    the share of the colour, 0 … 1. `contour` draws a brighter line along the inside of each edge, 1 pixel wide, 2 from 480
+    lines on, and so forth.
+    """
+    import cv2
+
+    image, labels = _image(image), np.asarray(labels)
+    if labels.shape != image.shape[:2] or labels.dtype not in (np.uint8, bool):
+        raise InputError(
+            f"labels (H, W) uint8 of shape {image.shape[:2]}", f"{labels.shape} {labels.dtype}", "use the mask of this frame"
+        )
+    if not 0 <= alpha <= 1:
+        raise InputError("alpha from 0 (invisible) to 1 (opaque)", alpha, "0.5 is usual")
+    labels = np.ascontiguousarray(labels, np.uint8)
+    result = image.copy()
+    x, y, w, h = cv2.boundingRect(labels)
+    line = 1 + min(labels.shape) // 480  # pixels
+    part = np.s_[max(0, y - line) : y + h + line, max(0, x - line) : x + w + line]  # the rest need not be touched
+    labels, target, palette = np.ascontiguousarray(labels[part]), result[part], with_colors(colors)[:, None]
+    cv2.copyTo(cv2.addWeighted(target, 1 - alpha, cv2.applyColorMap(labels, palette), alpha, 0), labels, target)
+    if contour:
+        element = np.ones((2 * line + 1, 2 * line + 1), np.uint8)
+        edge = (cv2.erode(labels, element) != labels) | (cv2.dilate(labels, element) != labels)
+        cv2.copyTo(cv2.applyColorMap(labels, _bright(palette)), (edge & (labels > 0)).astype(np.uint8), target)
+    return result
+
+
+def _bright(palette: np.ndarray) -> np.ndarray:
+    """The palette for lines: DAVIS's first colours are dark."""
+    return (palette * 1.9).clip(max=255).astype(np.uint8)
+
+
+def _image(image: np.ndarray) -> np.ndarray:
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError("an image (H, W, 3) uint8 RGB", f"shape {image.shape}, {image.dtype}", "convert it first")
+    return np.ascontiguousarray(image)
+
+
+# -- sheets --------------------------------------------------------------------------------------------------------------
+
+
+def contact_sheet(
+    clip: Clip | np.ndarray,
+    masks: Masks | np.ndarray | None = None,
+    frames: Sequence[int] | None = None,
+    *,
+    columns: int = 4,
+    width: int = 1280,
+    titles: Sequence[str] | None = None,
+    colors: Mapping[int, Color] | None = None,
+    alpha: float = 0.5,
+    contour: bool = True,
+) -> np.ndarray:
+    """Frames of a clip in rows, with their masks over them, as one image (H, `width`, 3) uint8.
+
+    `frames`: which ones; by default two rows, evenly spaced, with the first and the last. `titles` replaces "frame 12".
+    """
+    if frames is None:
+        frames = sorted({round(t) for t in np.linspace(0, len(clip) - 1, 2 * columns)})
+    cell = _cell(columns, width)
+    pictures = []
+    for t in frames:
+        picture = _fit(_image(clip[t]), cell)
+        if masks is not None:
+            labels = np.asarray(Image.fromarray(masks[t]).resize(picture.shape[1::-1], Image.Resampling.NEAREST))
+            picture = overlay(picture, labels, colors, alpha, contour)  # after resizing, so that lines stay crisp
+        pictures.append(picture)
+    return _sheet(pictures, [f"frame {t}" for t in frames] if titles is None else titles, columns, width)
+
+
+def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str] | None = None, *, width: int = 1280) -> np.ndarray:
+    """Images (H, W, 3) uint8, of any sizes, in one row of equal columns under their titles; (H, `width`, 3) uint8."""
+    cell = _cell(len(images), width)
+    return _sheet([_fit(_image(image), cell) for image in images], titles or [""] * len(images), len(images), width)
+
+
+_GAP = 8  # pixels between and around the pictures of a sheet
+
+
+def _cell(columns: int, width: int) -> int:
+    cell = (width - _GAP * (columns + 1)) // columns if columns > 0 else 0
+    if cell < 16:
+        raise InputError("at least one picture, 16 pixels wide", f"{columns} columns in {width} pixels", "give a greater width")
+    return cell
+
+
+def _fit(image: np.ndarray, width: int) -> np.ndarray:
+    import cv2
+
+    height = max(1, round(image.shape[0] * width / image.shape[1]))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if width < image.shape[1] else cv2.INTER_CUBIC)
+
+
+def _sheet(pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int, width: int) -> np.ndarray:
+    if len(titles) != len(pictures) or not pictures:
+        raise InputError(
+            "a title for each of at least one picture", f"{len(titles)} titles, {len(pictures)} pictures", "give as many"
+        )
+    cell = pictures[0].shape[1]
+    size = max(13, cell // 22)
+    font = ImageFont.load_default(size)
+    strip = size + 8 if any(titles) else 0
+    row = max(picture.shape[0] for picture in pictures) + strip + _GAP
+    sheet = Image.new("RGB", (width, -(-len(pictures) // columns) * row + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        x, y = _GAP + i % columns * (cell + _GAP), _GAP + i // columns * row
+        draw.text((x, y + strip // 2 - 1), title, _INK, font, anchor="lm")
+        sheet.paste(Image.fromarray(picture), (x, y + strip))
+    return np.asarray(sheet)
+
+
+# -- figures -------------------------------------------------------------------------------------------------------------
+
+
+def show(
+    image: np.ndarray | Clip,
+    masks: np.ndarray | Masks | None = None,
+    prompts: Mapping[int, Any] | None = None,
+    *,
+    title: str = "",
+    colors: Mapping[int, Color] | None = None,
+    alpha: float = 0.5,
+    contour: bool = True,
+    width: float = 8.0,
+) -> Figure:
+    """A figure for a notebook, `width` inches wide; as the last line of a cell it displays itself.
+
+    An image (H, W, 3) with a label map (H, W) and {object: prompt}; or a clip with `Masks` and {frame: {object: prompt}}: its
+    prompted frames, or without prompts a contact sheet. Green stars are points on the object, red ones on the background.
+    """
+    panels: list[tuple[np.ndarray, np.ndarray | None, Mapping[int, Prompt], str]]
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        panels = [(_image(image), masks, Prompts.of({0: prompts or {}}).get(0, {}), title)]
+    elif prompts is None:
+        sheet = contact_sheet(image, masks, width=round(100 * width), columns=3, colors=colors, alpha=alpha, contour=contour)
+        panels = [(sheet, None, {}, title)]
+    else:
+        panels = [
+            (_image(image[t]), None if masks is None else masks[t], given, f"{title} frame {t}".strip())
+            for t, given in Prompts.of(prompts).items()
+        ]
+    if not panels:
+        raise InputError("something to show", "no prompts", "leave prompts out to see the clip")
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    aspect = max(picture.shape[0] / picture.shape[1] for picture, *_ in panels)
+    figure = _figure(width, rows * (width / columns * aspect + (0.24 if panels[0][3] else 0)))
+    for i, (picture, labels, given, text) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        if labels is None:
+            labels = _labels_of(given, picture.shape[:2])
+        axes.imshow(overlay(picture, labels, colors, alpha, contour), interpolation="antialiased")
+        axes.set_title(text, fontsize=10, color="0.25", loc="left")
+        axes.set_axis_off()
+        _draw_prompts(axes, given, colors)
+    return figure
+
+
+def plot_scores(masks: Masks, colors: Mapping[int, Color] | None = None, width: float = 8.0) -> Figure:
+    """Predicted IoU, object score and the disagreement of hypotheses over time, whichever there are; a line per object."""
+    table = masks.scores_table()
+    kinds = {"iou": "predicted IoU", "present": "object score\n(> 0: visible)", "disagreement": "disagreement"}
+    kinds = {column: text for column, text in kinds.items() if table[column].abs().max() > 0}  # NaN: no such notion
+    if not kinds:
+        raise InputError("masks with scores", "none", "use a strategy that gives scores, such as sam2")
+    figure = _figure(width, 0.4 + 1.6 * len(kinds))
+    palette = with_colors(colors) / 255  # not brightened: these lines are on white
+    first = None
+    for i, (column, text) in enumerate(kinds.items()):
+        first = axes = figure.add_subplot(len(kinds), 1, i + 1, sharex=first)
+        for obj, rows in table.groupby("object"):
+            name = masks.objects.get(obj, {}).get("name", f"object {obj}")
+            axes.plot(rows["frame"], rows[column], color=palette[obj], linewidth=1.5, label=name)
+        axes.set_ylabel(text, fontsize=9)
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelbottom=i == len(kinds) - 1, labelsize=8)
+        if column == "present":
+            axes.axhline(0, color="0.6", linewidth=0.8)
+        else:
+            axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("frame", fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6, fontsize=8, frameon=False)
+    return figure
+
+
+def plot_frames(values: Mapping[int, Sequence[float]], label: str, colors: Mapping[int, Color] | None = None, width: float = 8.0) -> Figure:
+    """One number per frame and object, such as a report's J: {object: values}, a line per object."""
+    figure = _figure(width, 2.4)
+    axes = figure.add_subplot()
+    palette = with_colors(colors) / 255
+    for obj, row in values.items():
+        axes.plot(row, color=palette[obj], linewidth=1.5, label=f"object {obj}, mean {np.mean(row):.3f}")
+    axes.set(xlabel="frame", ylabel=label, ylim=(-0.02, 1.02))
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper left", ncols=6, fontsize=8, frameon=False)
+    return figure
+
+
+def png(image: np.ndarray) -> bytes:
+    """An image (H, W, 3) uint8 as the bytes of a PNG file, for `IPython.display.Image`."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=3)
+    return file.getvalue()
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Not pyplot's, so nothing global is kept and worker threads may draw; it carries what a notebook needs to display it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
+
+    def png() -> bytes:
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        return file.getvalue()
+
+    figure._repr_png_ = png
+    return figure
+
+
+def _labels_of(prompts: Mapping[int, Prompt], shape: tuple[int, int]) -> np.ndarray:
+    labels = np.zeros(shape, np.uint8)
+    for obj, prompt in prompts.items():
+        if prompt.mask is not None:
+            labels[prompt.mask] = obj
+    return labels
+
+
+def _draw_prompts(axes: Axes, prompts: Mapping[int, Prompt], colors: Mapping[int, Color] | None) -> None:
+    from matplotlib.patches import Rectangle
+
+    palette = _bright(with_colors(colors)) / 255
+    for obj, prompt in prompts.items():
+        if prompt.box is not None:
+            x0, y0, x1, y1 = prompt.box.xyxy
+            for color, line in (("white", 3.0), (palette[obj], 1.6)):  # a white rim, for dark and for light frames
+                axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=line))
+        for label, color in ((1, "limegreen"), (0, "red")):
+            points = [(p.x, p.y) for p in prompt.points if p.label == label]
+            if points:
+                axes.scatter(
+                    *zip(*points, strict=True), s=150, marker="*", color=color, edgecolor="white", linewidth=0.9, zorder=3
+                )
