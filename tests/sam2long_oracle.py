@@ -393,14 +393,13 @@ def fill(network: Any, seed: int = 0, gains: Mapping[str, float] | None = None) 
 
 
 def normalised(image: Any, image_size: int) -> torch.Tensor:
-    """(1, 3, S, S) float32 from a PIL image or a (H, W, 3) uint8 array, as the `sam2` package prepares a video's frames."""
+    """(1, 3, S, S) float32 from a PIL image or a (H, W, 3) uint8 array, normalised by ImageNet's mean and deviation."""
     from PIL import Image
 
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    pixels = np.asarray(picture.convert("RGB").resize((image_size, image_size))) / 255.0  # bicubic
-    x = torch.from_numpy(pixels).permute(2, 0, 1).float()
-    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    return ((x - mean[:, None, None]) / deviation[:, None, None])[None]
+    pixels = np.asarray(picture.convert("RGB").resize((image_size, image_size))) / 255.0  # bicubic, then float64
+    x = (pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    return torch.from_numpy(x).permute(2, 0, 1)[None].float()
 
 
 def small_world(

@@ -178,7 +178,7 @@ def test_a_short_video_recalls_fewer() -> None:
 # --- over a network ---
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Any:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -258,6 +258,7 @@ def reference(name: str, stop: int | None, objects: int | None) -> tuple[Run, di
         pytest.skip("../shared/data/reference is not beside this checkout")
     from PIL import Image
 
+    torch.set_num_threads(os.cpu_count() or 1)  # the small networks above are faster with one
     spec = importlib.util.spec_from_file_location("seeded_weights", REFERENCE / "seeded_weights.py")
     assert spec and spec.loader
     seeded_weights = importlib.util.module_from_spec(spec)
@@ -302,7 +303,9 @@ def test_the_first_frames_are_the_published_systems() -> None:
 def test_every_frame_is_the_published_systems(name: str) -> None:
     run, truth = reference(name, stop=None, objects=None)
     agrees(run, truth)
-    for t in range(len(truth["labels"])):
-        ours, theirs = run.labels(t), truth["labels"][t]
-        for obj in run.masks:
-            assert ((ours == obj) & (theirs == obj)).sum() >= 0.999 * ((ours == obj) | (theirs == obj)).sum()
+    for t, theirs in enumerate(truth["labels"]):
+        # the two objects' logits all but coincide here: the maps may differ only where rounding decides which is higher
+        logits = np.sort([frames[t] for frames in run.masks.values()], axis=0)
+        differ = run.labels(t) != theirs
+        assert differ.mean() < 1e-4
+        assert len(logits) == 1 or (logits[-1] - logits[-2])[differ].max(initial=0) < 1e-4

@@ -7,6 +7,7 @@ Two Gaussian mixtures, one for the object and one for the rest, and a graph cut 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -24,13 +25,15 @@ MIXTURE = 5  # Gaussians per side, fixed in OpenCV; k-means needs as many pixels
 
 @dataclass(frozen=True)
 class GrabCut:
-    """`rounds` of mixtures and cut, on the image reduced to `long_side` pixels; the same `seed` gives the same mask.
+    """`rounds` of mixtures and cut (`again` where a mask says almost everything already), on the image reduced to `long_side`
+    pixels; the same `seed` gives the same mask.
 
     Its logits are signed distances to the outline in pixels of the image, clipped to ±strength: > 0 inside, and where two
     objects overlap the pixel goes to the one it lies deeper in. One candidate, also with `multimask`; no predicted IoU (NaN).
     """
 
     rounds: int = 5
+    again: int = 2
     long_side: int = 640
     seed: int = 0
     name: str = "grabcut"
@@ -55,7 +58,8 @@ class GrabCut:
         image = encoded.features
         seen = [self._reduced(p, encoded, mask_logits[i] if mask_logits is not None else None) for i, p in enumerate(prompts)]
         pixel = encoded.shape[1] / image.shape[1]  # of the reduced image, in pixels of the image
-        found = [self._cut(image, seen, i) for i in range(len(seen))]
+        with ThreadPoolExecutor(max_workers=4) as pool:  # OpenCV's random numbers are each thread's own
+            found = list(pool.map(lambda i: self._cut(image, seen, i), range(len(seen))))
         low = np.clip([_signed_distance(mask) * pixel for mask in found], -strength, strength).astype(np.float32)
         low = low.reshape(len(seen), 1, *image.shape[:2])
         return Decoded(lowres_to_image(low, encoded.shape, pad=False), np.full((len(seen), 1), np.nan, np.float32), low)
@@ -87,7 +91,7 @@ class GrabCut:
             if min(likely.sum(), (~likely).sum()) >= MIXTURE:
                 cv2.setRNGSeed(self.seed)
                 models = np.zeros((1, 13 * MIXTURE)), np.zeros((1, 13 * MIXTURE))
-                cv2.grabCut(image, trimap, None, *models, self.rounds, cv2.GC_INIT_WITH_MASK)
+                cv2.grabCut(image, trimap, None, *models, self.rounds if own.mask is None else self.again, cv2.GC_INIT_WITH_MASK)
         mask = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
         only_points = own.box is None and own.mask is None
         return _touching(mask, own.inside) if only_points else mask
