@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Video object segmentation, notebook first.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing rich takes as long as all the rest
 )  # fmt: skip
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
@@ -57,6 +58,8 @@ def segment(
     from .segment import segment as verb
     from .show import overlay as draw
 
+    _result(out, (".png",), clip, prompts)
+    _result(overlay, (".png", ".jpg", ".jpeg"), clip, prompts)
     source = _clip(clip)
     if not 0 <= frame < len(source):
         raise InputError(f"a frame from 0 to {len(source) - 1}", frame, "frames count from 0")
@@ -95,6 +98,8 @@ def propagate(
     from .propagate import propagate as verb
     from .prompts import Prompts
 
+    _result(out, (), clip, first)
+    _result(video, (".mp4", ".mov", ".mkv"), clip, first)
     source = _clip(clip)
     if first.suffix.lower() == ".json":
         prompts = Prompts.load(first)
@@ -120,7 +125,8 @@ def evaluate(
     """Compare masks with ground truth: J per object, without the first frame."""
     from .evaluate import evaluate as verb
 
-    report = verb(masks, truth, masks=str(masks), truth=str(truth))
+    _result(out, (".json",), masks, truth)
+    report = verb(masks, truth, compared={"masks": str(masks), "truth": str(truth)})
     for obj, j in report.J.items():
         print(f"object {obj}: J {j:.4f}")
     print(f"mean J {report.mean:.4f}")
@@ -171,23 +177,35 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """The entry point: an `InputError` becomes one line on stderr and exit code 2, a notebook that failed exit code 1."""
+    """The entry point: an `InputError`, or what the system refuses, becomes one line on stderr and exit code 2, a notebook that
+    failed exit code 1."""
     try:
         app()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        told = InputError("the system to allow it", error, "check the path and its permissions, or choose another")
+        print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
-    except RunFailed as error:
+    except (InputError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(1 if isinstance(error, RunFailed) else 2)
 
 
 def _clip(source: str) -> Clip:
     from .clip import Clip
 
     return Clip(source)
+
+
+def _result(path: Path | None, suffixes: tuple[str, ...], *sources: str | Path | None) -> None:
+    """Before any work: `InputError` where a result has a suffix that we do not write, or would replace what it is made of."""
+    if path is None:
+        return
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise InputError("a name that ends in " + ", ".join(suffixes), path, "choose such a name for the result")
+    for source in filter(None, sources):
+        used = Path(source).resolve()
+        if path.resolve() in (used, *used.parents):
+            raise InputError("a place of its own for the result", f"{path}, which is or holds {source}", "choose another name")
 
 
 def _pair(text: str) -> tuple[str, str]:

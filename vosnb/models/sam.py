@@ -208,35 +208,53 @@ def build(
     `InputError` where the state belongs to another network.
     """
     if Path(architecture).suffix in (".yaml", ".yml"):
-        model: SamModel | Sam2ImageModel = Sam2ImageModel(_sam2_network(Path(architecture)), name or Path(architecture).stem)
+        model: SamModel | Sam2ImageModel = Sam2ImageModel(sam2_network(architecture), name or Path(architecture).stem)
     elif (card := weights.card(architecture)).family == "sam":
         from segment_anything import sam_model_registry
 
         model = SamModel(sam_model_registry[card.config](), name or card.name)
     else:
-        import sam2
-
-        model = Sam2ImageModel(_sam2_network(Path(sam2.__file__).parent / card.config), name or card.name)
+        model = Sam2ImageModel(sam2_network(card.config), name or card.name)
     if state is not None:
         weights.fit(model.network, state, architecture)
     return model
 
 
-def _sam2_network(config: Path) -> torch.nn.Module:
-    """A SAM 2 network from its configuration file, without Hydra's global state, with what `build_sam2` adds by default.
+def sam2_config(name: str | Path) -> Path:
+    """A SAM 2 configuration as people name it: a file on disk, or one of the package's, with or without folders and suffix.
 
-    That is: where the single mask is unstable (its area at logit +0.05 is less than 98 % of that at −0.05), the best of three.
+    "configs/sam2.1/sam2.1_hiera_l.yaml", "sam2.1_hiera_l" and an absolute path all work. `InputError` where there is none.
+    """
+    import sam2
+
+    package = Path(sam2.__file__).parent
+    known = {file.stem: file for folder in ("sam2", "sam2.1") for file in sorted((package / "configs" / folder).glob("*.yaml"))}
+    tries = (Path(name), package / name, package / "configs" / name, known.get(Path(name).name.removesuffix(".yaml"), Path(name)))
+    for file in tries:
+        if file.is_file():
+            return file
+    raise InputError("a SAM 2 configuration: a .yaml file, or one of " + ", ".join(known), repr(str(name)), "check the path")
+
+
+def sam2_network(config: str | Path, image_size: int | None = None, postprocess: bool = True) -> torch.nn.Module:
+    """A SAM 2 network with random weights from its configuration, in eval mode on the CPU, without Hydra's global state.
+
+    `postprocess` adds what `build_sam2` adds by default: where the single mask is unstable (its area at logit +0.05 is less than
+    98 % of that at −0.05), the best of three. `image_size` other than the configuration's is a multiple of 32.
     """
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    if not config.is_file():
-        raise InputError("a SAM 2 configuration file", f"{config}, which does not exist", "check the path")
-    model = OmegaConf.load(config).model
-    stability = {
-        "dynamic_multimask_via_stability": True,
-        "dynamic_multimask_stability_delta": 0.05,
-        "dynamic_multimask_stability_thresh": 0.98,
-    }
-    OmegaConf.update(model, "sam_mask_decoder_extra_args", stability, merge=True)
-    return instantiate(model, _recursive_=True)
+    model = OmegaConf.load(sam2_config(config)).model
+    if image_size is not None:
+        if image_size < 64 or image_size % 32:
+            raise InputError("an image_size that is a multiple of 32, 64 or more", image_size, "512 and 1024 are usual")
+        model.image_size = image_size
+    if postprocess:
+        stability = {
+            "dynamic_multimask_via_stability": True,
+            "dynamic_multimask_stability_delta": 0.05,
+            "dynamic_multimask_stability_thresh": 0.98,
+        }
+        OmegaConf.update(model, "sam_mask_decoder_extra_args", stability, merge=True)
+    return instantiate(model, _recursive_=True).eval()

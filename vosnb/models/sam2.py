@@ -11,9 +11,10 @@ mix of objects and pathways goes through one call. Dimensions:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,13 +23,17 @@ from PIL import Image
 from sam2.modeling.position_encoding import compute_axial_cis
 from sam2.modeling.sam2_utils import get_1d_sine_pe
 
+from ..errors import InputError
 from ..prompts import Prompt
+from . import weights
+from .device import pick
+from .sam import sam2_config, sam2_network
 
 ABSENT = -1024.0  # logits of an object that is not there
 MASK_LOGIT = 10.0  # a given mask becomes logits of ± this much
 CLAMP = 32.0  # earlier logits, fed back beside a click, are clamped to ± this much
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ROWS = 1 << 24  # elements of the attention matrix that are held at once on a CPU
+SCRATCH = 1 << 24  # elements of the attention matrix that are held at once on a CPU
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,11 @@ class Answer:
 
 class Sam2:
     """`network`: a `SAM2Base`, in eval mode, on its device. `postprocess` as in the `sam2` package: masks from prompts are binarised
-    before they are remembered and small holes of up to 8 low-resolution pixels are filled in what is reported."""
+    before they are remembered and small holes of up to 8 low-resolution pixels are filled in what is reported. `compile`: the parts
+    of fixed shape, the image and memory encoders and the mask decoder, go through torch.compile."""
 
-    def __init__(self, network: torch.nn.Module, name: str = "sam2", postprocess: bool = False):
-        self.network, self.name, self.postprocess = network, name, postprocess
+    def __init__(self, network: torch.nn.Module, name: str = "sam2", postprocess: bool = False, compile: bool = False):
+        self.network, self.name, self.postprocess = network.eval(), name, postprocess
         self.size: int = network.image_size
         self.grid, self.low = self.size // network.backbone_stride, self.size // network.backbone_stride * 4
         self.slots: int = network.num_maskmem - 1
@@ -79,6 +85,8 @@ class Sam2:
             self.image_pe = network.sam_prompt_encoder.get_dense_pe()
             nothing = torch.zeros(1, 1, 2, device=device), -torch.ones(1, 1, dtype=torch.int32, device=device)
             self.unprompted = network.sam_prompt_encoder(points=nothing, boxes=None, masks=None)
+        if compile:
+            self._encoder, self._fuse, self._decoder = map(torch.compile, (self._encoder, self._fuse, self._decoder))
         self.mean, self.std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
 
     @property
@@ -89,10 +97,9 @@ class Sam2:
 
     def encode(self, image: np.ndarray) -> Features:
         """(H, W, 3) uint8 RGB to features. The frame is squashed to S × S (bicubic, as SAM 2's own loader does)."""
-        pixels = np.asarray(Image.fromarray(image).resize((self.size, self.size)))
+        pixels = np.array(Image.fromarray(image).resize((self.size, self.size)))
         batch = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float() / 255
-        found = self.network.forward_image((batch - self.mean) / self.std)
-        maps, pos = found["backbone_fpn"], found["vision_pos_enc"][-1]
+        maps, pos = self._encoder((batch - self.mean) / self.std)
         top = maps[-1]
         attention = self.network.memory_attention
         start = _tokens(top)
@@ -116,10 +123,9 @@ class Sam2:
         told = 0
         if pointers is not None and pointers.shape[1]:
             split = network.hidden_dim // network.mem_dim
-            far = get_1d_sine_pe(torch.tensor(distances, device=device, dtype=torch.float32) / reach, dim=self._sine_width)
             tokens = pointers.reshape(batch, -1, network.mem_dim)
             memory = torch.cat([memory, tokens], dim=1)
-            pos = torch.cat([pos, network.obj_ptr_tpos_proj(far).repeat_interleave(split, dim=1)], dim=1)
+            pos = torch.cat([pos, self._far(distances, reach).repeat_interleave(split, dim=1)], dim=1)
             told = tokens.shape[1]
         keys = memory + pos
         if weights is not None:
@@ -134,11 +140,9 @@ class Sam2:
         """`seen` (B, C, G, G) to candidate masks; `prompt` are sparse and dense embeddings, none while tracking."""
         sparse, dense = prompt or self.unprompted
         batch = seen.shape[0]
-        logits, iou, tokens, present = self.network.sam_mask_decoder(
-            image_embeddings=seen, image_pe=self.image_pe, sparse_prompt_embeddings=sparse.expand(batch, -1, -1),
-            dense_prompt_embeddings=dense.expand(batch, -1, -1, -1), multimask_output=multimask, repeat_image=False,
-            high_res_features=features.high,
-        )  # fmt: skip
+        logits, iou, tokens, present = self._decoder(
+            seen, sparse.expand(batch, -1, -1), dense.expand(batch, -1, -1, -1), features.high, multimask
+        )
         if self.network.pred_obj_scores:
             logits = torch.where(present[:, :, None, None] > 0, logits, ABSENT)
         return Decoded(logits.float(), iou.float(), present[:, 0].float(), tokens)
@@ -159,14 +163,30 @@ class Sam2:
 
     def remember(self, features: Features, logits: torch.Tensor, present: torch.Tensor, binarize: bool = False) -> torch.Tensor:
         """Memories (B, D, G, G) bfloat16 of masks, logits (B, 1, Q, Q), `present` (B,) bool."""
-        network, encoder = self.network, self.network.memory_encoder
+        network = self.network
         mask = F.interpolate(logits, size=(self.size, self.size), mode="bilinear", align_corners=False)
         mask = (mask > 0).float() if binarize else mask.sigmoid()
         mask = mask * network.sigmoid_scale_for_mem_enc + network.sigmoid_bias_for_mem_enc
-        memory = encoder.out_proj(encoder.fuser(encoder.pix_feat_proj(features.top) + encoder.mask_downsampler(mask)))
+        memory = self._fuse(features.top, mask)
         if network.no_obj_embed_spatial is not None:
             memory = memory + (~present[:, None, None, None]).to(memory.dtype) * network.no_obj_embed_spatial[..., None, None]
         return memory.to(torch.bfloat16)
+
+    # -- the network's parts of fixed shape ------------------------------------------------------------------------
+
+    def _encoder(self, batch: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        found = self.network.forward_image(batch)
+        return found["backbone_fpn"], found["vision_pos_enc"][-1]
+
+    def _decoder(self, seen: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor, high: list[torch.Tensor] | None, multimask: bool):
+        return self.network.sam_mask_decoder(
+            image_embeddings=seen, image_pe=self.image_pe, sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense,
+            multimask_output=multimask, repeat_image=False, high_res_features=high,
+        )  # fmt: skip
+
+    def _fuse(self, top: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        encoder = self.network.memory_encoder
+        return encoder.out_proj(encoder.fuser(encoder.pix_feat_proj(top) + encoder.mask_downsampler(mask)))
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 
@@ -226,9 +246,13 @@ class Sam2:
 
     # -- memory attention ------------------------------------------------------------------------------------------
 
-    @property
-    def _sine_width(self) -> int:
-        return self.network.hidden_dim if self.network.proj_tpos_enc_in_obj_ptrs else self.network.mem_dim
+    def _far(self, distances: Sequence[Sequence[float]], reach: int) -> torch.Tensor:
+        """What is added to pointers for their distances, (B, K, D); SAM 2.0 adds nothing."""
+        network = self.network
+        if not network.add_tpos_enc_to_obj_ptrs:
+            return torch.zeros(len(distances), len(distances[0]), network.mem_dim, device=self.device)
+        width = network.hidden_dim if network.proj_tpos_enc_in_obj_ptrs else network.mem_dim
+        return network.obj_ptr_tpos_proj(get_1d_sine_pe(torch.tensor(distances, device=self.device) / reach, dim=width))
 
     def _look_around(self, layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         """A layer's self-attention over the frame's own tokens, (B, G², C)."""
@@ -274,17 +298,35 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tenso
     """softmax(q kᵀ / √C) v for one head: q (B, Nq, C), k (B, Nk, C), v (B, Nk, any width)."""
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None].type_as(q))[:, 0]
-    scale, rows = 1 / math.sqrt(q.shape[-1]), max(1, ROWS // k.shape[1])
-    out = q.new_empty(*q.shape[:2], v.shape[-1])
+    rows = min(q.shape[1], max(1, SCRATCH // k.shape[1]))
+    q, out, scratch = q / math.sqrt(q.shape[-1]), q.new_empty(*q.shape[:2], v.shape[-1]), q.new_empty(rows, k.shape[1])
     for b in range(len(q)):
         for i in range(0, q.shape[1], rows):
-            part = (q[b, i : i + rows] * scale) @ k[b].T
-            torch.mm(torch.softmax(part, -1), v[b], out=out[b, i : i + rows])
+            part = scratch[: q.shape[1] - i]
+            torch.mm(q[b, i : i + rows], k[b].T, out=part)
+            torch.mm(torch.softmax(part, -1, out=part), v[b], out=out[b, i : i + rows])
     return out
 
 
-def load(settings: Any) -> Sam2:
-    """The model that a strategy's settings name (`model`, `image_size`, `device`, `postprocess`, `compile`)."""
-    raise NotImplementedError
+def load(model: str | Path | Sam2, config: str | Path | None = None, *, image_size: int | None = None, device: str = "auto",
+         postprocess: bool = False, compile: bool = False) -> Sam2:
+    """The tracking model of a card's name, or of a checkpoint file with its `config`; the last two are kept.
+
+    `InputError` where the checkpoint is not there (with the command that fetches it), or holds the weights of another network.
+    """  # fmt: skip
+    if isinstance(model, Sam2):
+        return model
+    name, wanted = str(model), str(pick(device))
+    card = weights.cards().get(name) or next((c for c in weights.cards().values() if c.file == Path(name).name), None)
+    if config is None and (card is None or card.family != "sam2"):
+        tracked = ", ".join(c.name for c in weights.cards().values() if c.family == "sam2")
+        raise InputError(f"a SAM 2 checkpoint among {tracked}, or a file and its config", repr(name), "name one of these, or give config=….yaml")
+    file = weights.path(name) if name in weights.cards() else Path(name)
+    return _loaded(name, str(file), str(sam2_config(config or card.config)), image_size, wanted, postprocess, compile)
 
 
+@lru_cache(maxsize=2)
+def _loaded(name: str, file: str, config: str, image_size: int | None, device: str, postprocess: bool, compiled: bool) -> Sam2:
+    network = sam2_network(config, image_size, postprocess)
+    weights.fit(network, weights.load_state(file), Path(config).stem)
+    return Sam2(network.to(device), name, postprocess, compiled)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from ..logits import mask_to_box, merge
 from ..prompts import Prompt, by_label
 from . import Result, Score, register
@@ -26,6 +27,10 @@ class SamFrameToFrame:
     model: Any = "grabcut"
     strength: float = 18.0
     box: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength < float("inf"):
+            raise InputError("sam's strength, in logits, above 0", self.strength, "18 is a mask that is sure of itself")
 
     def tracker(self, shape: tuple[int, int], frames: int | None) -> SamTracker:
         from ..models import load

@@ -32,11 +32,12 @@ class Recall:
 @register("sam2")
 @dataclass(frozen=True)
 class SAM2:
-    """`model`: a checkpoint's name or a loaded `models.sam2.Sam2`; `image_size`: side of the model's input (None: as trained);
-    `score_thresh`: mask logits above it are the object; `lag`: frames after which open hypotheses are decided for the best one
-    (None: wait until they agree, which is exact); `compile`: torch.compile the fixed-shape parts."""
+    """`model`: a checkpoint's name, a file (then `config` names its .yaml) or a loaded `models.sam2.Sam2`; `image_size`: side of the
+    model's input (None: as trained); `score_thresh`: mask logits above it are the object; `postprocess`, `compile`: see `Sam2`;
+    `lag`: frames after which open hypotheses are decided for the best one (None: wait until they agree, which is exact)."""
 
     model: Any = "sam2.1_hiera_tiny"
+    config: str | None = None
     image_size: int | None = None
     device: str = "auto"
     score_thresh: float = 0.0
@@ -52,7 +53,10 @@ class SAM2:
         from ..models.sam2 import load
         from ..models.tracker import PathwayTracker
 
-        return PathwayTracker(self, load(self), shape, frames)
+        model = load(
+            self.model, self.config, image_size=self.image_size, device=self.device, postprocess=self.postprocess, compile=self.compile
+        )
+        return PathwayTracker(self, model, shape, frames)
 
     # -- the questions ---------------------------------------------------------------------------------------------
 
