@@ -11,7 +11,7 @@ in float32. `build_network` makes such a network; `SMALL` makes it small enough 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -368,12 +368,14 @@ SMALL = {
 }
 
 
-def build_network(config: str = "configs/sam2.1/sam2.1_hiera_t.yaml", overrides: Mapping[str, Any] | None = None) -> Any:
-    """A SAM2VideoPredictor with untrained weights on the CPU, without post-processing; `overrides` are keys under `model`."""
+def build_network(
+    config: str = "configs/sam2.1/sam2.1_hiera_t.yaml", overrides: Mapping[str, Any] | None = None, postprocess: bool = False
+) -> Any:
+    """A SAM2VideoPredictor with untrained weights on the CPU; `overrides` are keys under `model`."""
     from sam2.build_sam import build_sam2_video_predictor
 
     extra = [f"++model.{key}={value}" for key, value in (overrides or {}).items()]
-    return build_sam2_video_predictor(config, device="cpu", hydra_overrides_extra=extra, apply_postprocessing=False)
+    return build_sam2_video_predictor(config, device="cpu", hydra_overrides_extra=extra, apply_postprocessing=postprocess)
 
 
 def fill(network: Any, seed: int = 0, gains: Mapping[str, float] | None = None) -> Any:
@@ -411,25 +413,33 @@ def small_world(
     certain and uncertain frames, visible and occluded, branches that win and branches that die.
     """
     network = fill(build_network(overrides=SMALL), seed)
-    random = np.random.default_rng(seed)
+    pictures, prompts = small_clip(seed, frames, objects)
+    images = [normalised(picture, network.image_size) for picture in pictures]
+    return centred(network, lambda: propagate_oracle(network, images, prompts)), images, prompts
+
+
+def small_clip(seed: int, frames: int = 14, objects: int = 1) -> tuple[np.ndarray, dict[int, tuple[int, np.ndarray]]]:
+    """The clip and the prompts of `small_world`: (T, 60, 80, 3) uint8, and an object's frame and (60, 80) bool mask."""
     y, x = np.mgrid[:60, :80]
     discs = [(18 + 15 * k, 15 + 12 * k, 3 - 2 * k) for k in range(objects)]  # centre, and speed in pixels per frame
-    pictures = random.integers(0, 120, (1, 60, 80, 3), dtype=np.uint8).repeat(frames, axis=0)
+    pictures = np.random.default_rng(seed).integers(0, 120, (1, 60, 80, 3), dtype=np.uint8).repeat(frames, axis=0)
     for t, picture in enumerate(pictures):
         for k, (cx, cy, speed) in enumerate(discs):
             picture[(x - cx - speed * t) ** 2 + (y - cy) ** 2 < 100] = (230 - 60 * k, 60, 30 + 60 * k)
-    images = [normalised(picture, network.image_size) for picture in pictures]
-    prompts = {k + 1: (0, (x - cx) ** 2 + (y - cy) ** 2 < 100) for k, (cx, cy, _) in enumerate(discs)}
+    return pictures, {k + 1: (0, (x - cx) ** 2 + (y - cy) ** 2 < 100) for k, (cx, cy, _) in enumerate(discs)}
 
+
+def centred(network: Any, run: Callable[[], Any]) -> Any:
+    """Centres the heads of predicted IoU and object score on what they say during `run`, and amplifies them."""
     decoder = network.sam_mask_decoder
     heads = {decoder.iou_prediction_head.layers[-1]: 10.0, decoder.pred_obj_score_head.layers[-1]: 30.0}
     said: dict[Any, list[torch.Tensor]] = {head: [] for head in heads}
     hooks = [head.register_forward_hook(lambda head, _, out: said[head].append(out)) for head in heads]
-    propagate_oracle(network, images, prompts)
+    run()
     for hook in hooks:
         hook.remove()
     for head, gain in heads.items():
         with torch.no_grad():
             head.bias.sub_(torch.cat(said[head]).mean(0)).mul_(gain)
             head.weight.mul_(gain)
-    return network, images, prompts
+    return network

@@ -181,7 +181,12 @@ def test_results_are_replaced_only_when_asked(film, vosnb, refuses):
 
 def test_evaluate_prints_and_saves(film, vosnb):
     done = vosnb("evaluate", film / "truth", film / "truth", "-o", "report.json")
-    assert done.code == 0 and done.out.splitlines() == ["object 1: J 1.0000", "object 2: J 1.0000", "mean J 1.0000", "report.json"]
+    assert done.code == 0 and done.out.splitlines() == [
+        "object 1: J 1.0000",
+        "object 2: J 1.0000",
+        "mean J 1.0000",
+        "report.json",
+    ]
     report = json.loads(Path("report.json").read_text())
     assert report["mean J"] == 1 and str(film / "truth") in json.dumps(report["about"])
 
@@ -220,22 +225,40 @@ def test_stopping_it_is_no_error_of_ours(film, vosnb, monkeypatch):
 
 
 def test_the_installed_command_says_how_it_is_used_and_loads_nothing_heavy():
-    code = "import sys; from vosnb import cli\ntry: cli.main()\nfinally: print(sorted({'torch', 'cv2', 'av', 'rich'} & set(sys.modules)))"
+    code = """import sys; from vosnb import cli
+try: cli.main()
+finally: print(sorted({'torch', 'cv2', 'av', 'rich'} & set(sys.modules)))"""
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith("[]\n")
     assert all(name in done.stdout for name in ("clip", "segment", "propagate", "evaluate", "fetch", "run", "demo", "doctor"))
 
 
 def test_the_module_is_a_program_too(film, tmp_path):
-    command = [sys.executable, "-m", "vosnb.cli", "segment", film / "film.mp4", "--box", "1:9,9,4,40", "-o", tmp_path / "first.png"]
+    command = [
+        sys.executable,
+        "-m",
+        "vosnb.cli",
+        "segment",
+        film / "film.mp4",
+        "--box",
+        "1:9,9,4,40",
+        "-o",
+        tmp_path / "first.png",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "") and not any(tmp_path.iterdir())
     assert done.stderr == (
-        "error: expected a box x0,y0,x1,y1 with x0 < x1 and y0 < y1; got 9,9,4,40; give left, top, right, bottom, in this order\n"
+        "error: expected a box x0,y0,x1,y1 with x0 < x1 and y0 < y1; got 9,9,4,40; "
+        "give left, top, right, bottom, in this order\n"
     )
 
 
 # -- what it refuses: clips --------------------------------------------------------------------------------------------
+
+
+def without_index(good: bytes) -> bytes:
+    """As a recording is whose end was lost: there stands where its frames are."""
+    return good[: good.index(b"moov") - 4] + good[good.index(b"mdat") - 4 :]
 
 
 def without_frames(good: bytes) -> bytes:
@@ -249,7 +272,7 @@ def of_a_strange_codec(good: bytes) -> bytes:
 
 CLIPS = {
     "empty": (lambda good: b"", "is empty (0 bytes)"),
-    "cut off": (lambda good: good[:300], "which is none, or cut off"),
+    "cut off": (without_index, "which is none, or cut off"),
     "text": (lambda good: b"only words\n" * 100, "which is none, or cut off"),
     "noise": (lambda good: np.random.default_rng(0).bytes(4000), "which is none, or cut off"),
     "zero frames": (without_frames, "none can be decoded"),
@@ -272,7 +295,9 @@ def test_a_video_that_breaks_off_leaves_no_masks(film, refuses, tmp_path):
     refuses("propagate", tmp_path / "bad.mp4", film / "first.png", "-o", "masks", says="download it again")
 
 
-@pytest.mark.parametrize("source, says", [("nowhere.mp4", "does not exist"), (".", "none in ."), ("https://x.org/a.mp4", "vosnb clip")])
+@pytest.mark.parametrize(
+    "source, says", [("nowhere.mp4", "does not exist"), (".", "none in ."), ("https://x.org/a.mp4", "vosnb clip")]
+)
 def test_what_is_not_there_is_refused(source, says, film, refuses):
     refuses("segment", source, *BOXES, "-o", "first.png", says=says)
     refuses("propagate", source, film / "first.png", "-o", "masks", says=says)
@@ -331,13 +356,19 @@ def test_prompts_that_cannot_be_meant_are_refused(arguments, says, film, refuses
         ("[1]", "list"),
         ('{"version": 2, "prompts": []}', "version 2"),
         ('{"version": 1, "prompts": []}', "at least one prompted object"),
-        ('{"version": 1, "prompts": [{"frame": 0, "obj": 1, "kind": "point", "x": 9, "y": 9, "label": 2}]}', "label 1 (object) or 0"),
+        (
+            '{"version": 1, "prompts": [{"frame": 0, "obj": 1, "kind": "point", "x": 9, "y": 9, "label": 2}]}',
+            "label 1 (object) or 0",
+        ),
         ('{"version": 1, "prompts": [{"frame": 0, "obj": 1, "kind": "lasso"}]}', "kind point, box or mask"),
         ('{"version": 1, "prompts": [{"frame": 0, "obj": 0, "kind": "box", "xyxy": [1, 2, 3, 4]}]}', "object id from 1 to 255"),
         ('{"version": 1, "prompts": [{"frame": 0, "obj": 1, "kind": "box", "xyxy": [1, 2, 3]}]}', "went wrong"),
         ('{"version": 1, "prompts": [{"frame": 9, "obj": 1, "kind": "box", "xyxy": [1, 2, 3, 4]}]}', "below 6"),
         ('{"version": 1, "prompts": [{"frame": 0, "obj": 1, "kind": "mask", "size": [2, 2], "counts": [5]}]}', "2×2"),
-        ('{"version": 1, "prompts": [{"frame": 0, "obj": 1, "kind": "mask", "size": [2, 2], "counts": [0, 4]}]}', "a mask of 2×2"),
+        (
+            '{"version": 1, "prompts": [{"frame": 0, "obj": 1, "kind": "mask", "size": [2, 2], "counts": [0, 4]}]}',
+            "a mask of 2×2",
+        ),
     ],
 )
 def test_prompt_files_that_cannot_be_meant_are_refused(text, says, film, refuses, tmp_path):

@@ -26,7 +26,7 @@ def test_prompted_frames_are_left_out_and_the_mean_is_over_objects(tmp_path):
     masks[0] = 0  # not scored
     masks[2, :1] = 0
     report = evaluate(masks, truth)
-    assert report.J == {1: pytest.approx(0.75), 2: 1.0} and report.mean == pytest.approx(0.875)
+    assert {1: pytest.approx(0.75), 2: 1.0} == report.J and report.mean == pytest.approx(0.875)
     assert json.loads(report.save(tmp_path / "r.json").read_text())["mean J"] == pytest.approx(0.875)
 
 

@@ -47,7 +47,12 @@ def test_every_public_name_is_there_and_says_what_it_is(name):
 
 
 def test_verbs_stay_functions_whatever_is_imported_first():
-    assert run("import vosnb.segment, vosnb.propagate; from vosnb import segment, propagate; print(callable(segment), callable(propagate))") == "True True"
+    assert (
+        run(
+            "import vosnb.segment, vosnb.propagate; from vosnb import segment, propagate; print(callable(segment), callable(propagate))"
+        )
+        == "True True"
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -71,7 +71,10 @@ def test_run_lengths_go_down_the_columns_and_begin_with_zeros_as_in_coco():
         (lambda: Prompts.from_json("{"), "JSON"),
         (lambda: Prompts.from_json('{"version": 2, "prompts": []}'), "version"),
         (lambda: Prompts.from_json('{"version": 1, "prompts": [{"frame": 0}]}'), "frame, obj, kind"),
-        (lambda: Prompts.from_json('{"version": 1, "prompts": [{"frame": 0, "obj": 1, "kind": "lasso"}]}'), "point, box or mask"),
+        (
+            lambda: Prompts.from_json('{"version": 1, "prompts": [{"frame": 0, "obj": 1, "kind": "lasso"}]}'),
+            "point, box or mask",
+        ),
         (lambda: rle_decode([1, 2], [2, 2]), "add up"),
         (lambda: Prompts.load("nowhere.json"), "does not exist"),
     ],

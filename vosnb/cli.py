@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from .prompts import Prompts
 
 app = typer.Typer(
-    help="Video object segmentation, notebook first.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # importing rich takes as long as all the rest
+    help="Video object segmentation, notebook first.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_enable=False, rich_markup_mode=None,  # importing rich takes as long as all the rest
 )  # fmt: skip
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Objects = Annotated[list[int] | None, typer.Option("--aux", help="Object that competes for pixels, then becomes background; repeatable.")]
+Objects = Annotated[
+    list[int] | None, typer.Option("--aux", help="Object that competes for pixels, then becomes background; repeatable.")
+]
 
 
 @app.command()
@@ -74,7 +76,9 @@ def segment(
     if overlay:
         _write_image(overlay, draw(image, found.labels))
     for obj, mask in found.masks.items():
-        print(f"object {obj}: {int(mask.sum())} px" + ("" if mask.any() else ", EMPTY: the model found nothing for this prompt"))
+        print(
+            f"object {obj}: {int(mask.sum())} px" + ("" if mask.any() else ", EMPTY: the model found nothing for this prompt")
+        )
     print(out)
 
 
@@ -95,8 +99,8 @@ def propagate(
 ) -> None:
     """Carry masks or prompts through a clip."""
     from .masks import read_labels
-    from .propagate import propagate as verb
     from .prompts import Prompts
+    from .propagate import propagate as verb
 
     _result(out, (), clip, first)
     _result(video, (".mp4", ".mov", ".mkv"), clip, first)
@@ -108,12 +112,29 @@ def propagate(
         prompts = Prompts({frame: labels})
     settings = dict(_pair(text) for text in set_ or ())
     masks = verb(
-        source, prompts, by, out=out, direction=direction, aux=tuple(aux or ()), per_object=per_object, overwrite=overwrite, **settings
+        source,
+        prompts,
+        by,
+        out=out,
+        direction=direction,
+        aux=tuple(aux or ()),
+        per_object=per_object,
+        overwrite=overwrite,
+        **settings,
     )
     print(out)
     if video:
         masks.video(source, video)
         print(video)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+def video(context: typer.Context) -> None:
+    """Track through one video with the flags of SAM 2 and SAM2Long: --video_path --points x1 y1 … --num_pathway 3 …"""
+    from .video_command import run as run_video
+
+    for path in run_video(context.args):
+        print(path)
 
 
 @app.command()
@@ -135,7 +156,9 @@ def evaluate(
 
 
 @app.command()
-def fetch(names: Annotated[list[str] | None, typer.Argument(help="Checkpoints, e.g. sam2.1_hiera_tiny; none: list them.")] = None) -> None:
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Checkpoints, e.g. sam2.1_hiera_tiny; none: list them.")] = None,
+) -> None:
     """Download checkpoints and verify them."""
     from .models import weights
 
@@ -157,7 +180,11 @@ def run(
     """Run a notebook headless with parameters."""
     from .run import run_notebook
 
-    print(run_notebook(notebook, out, dict(_pair(p) for p in parameter or ()), dict(_pair(p) for p in raw or ()), overwrite=overwrite))
+    print(
+        run_notebook(
+            notebook, out, dict(_pair(p) for p in parameter or ()), dict(_pair(p) for p in raw or ()), overwrite=overwrite
+        )
+    )
 
 
 @app.command()
@@ -228,7 +255,10 @@ def _with_options(asked: Prompts, frame: int, points: Any, background: Any, boxe
                     raise InputError("one box per object", f"a second one for object {obj}: {text!r}", "drop one")
                 box = Box(*numbers)
             else:
-                clicks = (*clicks, *(Point(x, y, int(kind == "points")) for x, y in zip(numbers[::2], numbers[1::2], strict=True)))
+                clicks = (
+                    *clicks,
+                    *(Point(x, y, int(kind == "points")) for x, y in zip(numbers[::2], numbers[1::2], strict=True)),
+                )
             asked = asked.with_prompt(frame, obj, Prompt(clicks, box, mask))
     return asked
 
@@ -243,7 +273,9 @@ def _coordinates(text: str, kind: str) -> tuple[int, list[float]]:
     except ValueError:
         numbers, number = [], 0
     if not numbers or (len(numbers) != 4 if kind == "box" else len(numbers) % 2):
-        raise InputError(f"--{kind} {form}", repr(text), f"write for example --{kind} {'2:10,40,200,310' if kind == 'box' else '1:420,240'}")
+        raise InputError(
+            f"--{kind} {form}", repr(text), f"write for example --{kind} {'2:10,40,200,310' if kind == 'box' else '1:420,240'}"
+        )
     return number, numbers
 
 

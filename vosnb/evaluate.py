@@ -57,11 +57,15 @@ def evaluate(masks: Any, truth: Any, *, ids: Sequence[int] | None = None, skip: 
     """
     masks, truth = (m if isinstance(m, Masks) else Masks(m) for m in (masks, truth))
     if masks.shape != truth.shape:
-        raise InputError(f"masks of the truth's shape {truth.shape} (T, H, W)", masks.shape, "compare the same frames at the same size")
+        raise InputError(
+            f"masks of the truth's shape {truth.shape} (T, H, W)", masks.shape, "compare the same frames at the same size"
+        )
     ids = tuple(truth.ids) if ids is None else tuple(ids)
     kept = [t for t in range(len(truth)) if t not in set(skip)]
     if not ids or not kept:
-        raise InputError("at least one object and one frame to compare", f"objects {ids}, {len(kept)} frames", "check the ground truth")
+        raise InputError(
+            "at least one object and one frame to compare", f"objects {ids}, {len(kept)} frames", "check the ground truth"
+        )
     found: dict[int, list[float]] = {obj: [] for obj in ids}
     for t in kept:
         a, b = masks[t], truth[t]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from .errors import InputError
 
 __all__ = ["replacing", "replacing_folder"]
+
+PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG)
 
 
 def _beside(path: Path) -> Path:
@@ -68,9 +71,13 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise InputError(f"to be allowed to write {path}", f"'{error.strerror}'", "choose a folder of your own") from error
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise InputError(f"a writable place at {path}", f"'{error.strerror}' at {error.filename}", "choose another name") from error
     except OSError as error:
-        if error.errno == 28:  # ENOSPC
-            raise InputError(f"room on the disk for {path}", "a full disk", "free some space; nothing half-written was left") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(
+                f"room on the disk for {path}", "a full disk", "free some space; nothing half-written was left"
+            ) from error
+        if error.errno in PLACE:
+            raise InputError(
+                f"a writable place at {path}", f"'{error.strerror}' at {error.filename}", "choose another name"
+            ) from error
         raise

@@ -13,7 +13,9 @@ T = TypeVar("T")
 __all__ = ["progress"]
 
 
-def progress(items: Iterable[T], total: int | None = None, label: str = "", unit: str = "frame", show: bool = True) -> Iterator[T]:
+def progress(
+    items: Iterable[T], total: int | None = None, label: str = "", unit: str = "frame", show: bool = True
+) -> Iterator[T]:
     """Passes `items` through and shows how far it is. Set `VOSNB_HEADLESS=1` for plain lines (the notebook runner does)."""
     if not show:
         yield from items
@@ -41,7 +43,11 @@ def _lines(items: Iterable[T], total: int | None, label: str, unit: str, every: 
         now = time.monotonic()
         if now - last >= every:
             last = now
-            print(f"{label}: {done}{'/' + str(total) if total else ''} {unit}s, {done / (now - start):.1f}/s", file=sys.stderr, flush=True)
+            print(
+                f"{label}: {done}{'/' + str(total) if total else ''} {unit}s, {done / (now - start):.1f}/s",
+                file=sys.stderr,
+                flush=True,
+            )
     seconds = time.monotonic() - start
     if seconds > 2:
         print(f"{label}: {done} {unit}s in {seconds:.1f} s", file=sys.stderr, flush=True)

@@ -116,7 +116,9 @@ class Prompt:
             if len(boxes) <= 1:
                 return cls(points=tuple(v for v in value if isinstance(v, Point)), box=boxes[0] if boxes else None)
         raise InputError(
-            "a Prompt, Box, Point, (H, W) mask or a list of Points and at most one Box", repr(value)[:80], "wrap it in one of these"
+            "a Prompt, Box, Point, (H, W) mask or a list of Points and at most one Box",
+            repr(value)[:80],
+            "wrap it in one of these",
         )
 
     def check(self, height: int, width: int) -> None:
@@ -125,17 +127,25 @@ class Prompt:
         for p in self.points:
             if not (0 <= p.x < width and 0 <= p.y < height):
                 swapped = 0 <= p.y < width and 0 <= p.x < height
-                raise InputError(f"a point inside {size}", f"({p.x:g}, {p.y:g})", "x comes before y" if swapped else "move the point")
+                raise InputError(
+                    f"a point inside {size}", f"({p.x:g}, {p.y:g})", "x comes before y" if swapped else "move the point"
+                )
         if self.box is not None:
             x0, y0, x1, y1 = self.box.xyxy
-            if not (0 <= x0 and x1 <= width and 0 <= y0 and y1 <= height):
-                swapped = 0 <= y0 and y1 <= width and 0 <= x0 and x1 <= height
+            if not (x0 >= 0 and x1 <= width and y0 >= 0 and y1 <= height):
+                swapped = y0 >= 0 and y1 <= width and x0 >= 0 and x1 <= height
                 raise InputError(
-                    f"a box inside {size}", f"{x0:g},{y0:g},{x1:g},{y1:g}", "x comes before y" if swapped else "clip the box to the frame"
+                    f"a box inside {size}",
+                    f"{x0:g},{y0:g},{x1:g},{y1:g}",
+                    "x comes before y" if swapped else "clip the box to the frame",
                 )
         if self.mask is not None and self.mask.shape != (height, width):
             h, w = self.mask.shape
-            raise InputError(f"a mask for {size}", f"a mask of {w}×{h}", "make the mask at the frame's own size (no resizing is done for you)")
+            raise InputError(
+                f"a mask for {size}",
+                f"a mask of {w}×{h}",
+                "make the mask at the frame's own size (no resizing is done for you)",
+            )
 
     def _key(self) -> tuple:
         return self.points, self.box, None if self.mask is None else (self.mask.shape, self.mask.tobytes())
@@ -169,7 +179,9 @@ class Prompts(Mapping[int, dict[int, Prompt]]):
                 given = by_label(given)
             if not isinstance(given, Mapping):
                 raise InputError(
-                    f"for frame {frame} a label map (H, W) or {{object id: prompt}}", type(given).__name__, "name the objects: {1: Box(…)}"
+                    f"for frame {frame} a label map (H, W) or {{object id: prompt}}",
+                    type(given).__name__,
+                    "name the objects: {1: Box(…)}",
                 )
             if given:
                 frames[int(frame)] = {check_id(obj): Prompt.of(given[obj]) for obj in sorted(given)}
@@ -199,7 +211,9 @@ class Prompts(Mapping[int, dict[int, Prompt]]):
         return tuple(sorted({obj for given in self.prompts.values() for obj in given}))
 
     def with_prompt(self, frame: int, obj: int, prompt: Any) -> Prompts:
-        return Prompts({**self.prompts, frame: {**self.prompts.get(frame, {}), obj: Prompt.of(prompt)}}, self.objects, self.video)
+        return Prompts(
+            {**self.prompts, frame: {**self.prompts.get(frame, {}), obj: Prompt.of(prompt)}}, self.objects, self.video
+        )
 
     def without(self, frame: int, obj: int) -> Prompts:
         kept = {o: p for o, p in self.prompts.get(frame, {}).items() if o != obj}
@@ -219,7 +233,12 @@ class Prompts(Mapping[int, dict[int, Prompt]]):
 
     def to_json(self) -> str:
         """The prompt file's text: sorted keys, one prompt a line, so that a change reads well in a diff."""
-        lines = [_line(frame, obj, entry) for frame, given in self.prompts.items() for obj, p in given.items() for entry in _entries(p)]
+        lines = [
+            _line(frame, obj, entry)
+            for frame, given in self.prompts.items()
+            for obj, p in given.items()
+            for entry in _entries(p)
+        ]
         objects = [json.dumps({"id": obj, **about}, sort_keys=True, ensure_ascii=False) for obj, about in self.objects.items()]
         return (
             '{"version": 1,\n"video": ' + json.dumps(self.video, sort_keys=True, ensure_ascii=False)
@@ -245,7 +264,11 @@ class Prompts(Mapping[int, dict[int, Prompt]]):
                 if kind == "point":
                     parts["points"] = (*parts.get("points", ()), Point(entry["x"], entry["y"], entry["label"]))
                 elif kind in ("box", "mask") and kind in parts:
-                    raise InputError(f"one {kind} per object and frame", f"two for object {entry['obj']} on frame {entry['frame']}", "drop one")
+                    raise InputError(
+                        f"one {kind} per object and frame",
+                        f"two for object {entry['obj']} on frame {entry['frame']}",
+                        "drop one",
+                    )
                 elif kind == "box":
                     parts["box"] = Box(*entry["xyxy"])
                 elif kind == "mask":
@@ -254,7 +277,9 @@ class Prompts(Mapping[int, dict[int, Prompt]]):
                     raise InputError("a prompt of kind point, box or mask", repr(kind), hint)
             objects = {o["id"]: {k: v for k, v in o.items() if k != "id"} for o in data.get("objects", [])}
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError("prompts with frame, obj, kind and coordinates", f"an entry where {error!r} went wrong", hint) from None
+            raise InputError(
+                "prompts with frame, obj, kind and coordinates", f"an entry where {error!r} went wrong", hint
+            ) from None
         prompts = {frame: {obj: Prompt(**parts) for obj, parts in given.items()} for frame, given in found.items()}
         return cls(prompts, objects, data.get("video", {}))
 
@@ -278,7 +303,9 @@ def by_label(labels: np.ndarray) -> dict[int, np.ndarray]:
     """A label map (H, W) of integers to {object id: (H, W) bool}; 0 is background."""
     labels = np.asarray(labels)
     if labels.ndim != 2 or not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
-        raise InputError("a label map (H, W) of integers", f"shape {labels.shape}, {labels.dtype}", "pixel value = object id, 0 = background")
+        raise InputError(
+            "a label map (H, W) of integers", f"shape {labels.shape}, {labels.dtype}", "pixel value = object id, 0 = background"
+        )
     return {check_id(int(i)): labels == i for i in np.unique(labels) if i}
 
 
@@ -295,7 +322,9 @@ def rle_decode(counts: list[int], size: list[int]) -> np.ndarray:
     height, width = (int(n) for n in size)
     runs = np.asarray(counts, dtype=np.int64)
     if height <= 0 or width <= 0 or runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
-        raise InputError(f"run lengths that add up to {height}×{width}", f"{runs.sum()}", "the mask in the file is damaged: export it again")
+        raise InputError(
+            f"run lengths that add up to {height}×{width}", f"{runs.sum()}", "the mask in the file is damaged: export it again"
+        )
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape((width, height)).T
 
 

@@ -53,7 +53,9 @@ def stream(
     if unknown := set(aux) - set(prompts.ids):
         raise InputError(f"auxiliary objects among {prompts.ids}", sorted(unknown), "name objects that have a prompt")
     if direction != "forward" and clip.length is None:
-        raise InputError("a clip of known length to go backward", "frames from an iterator", "save its frames first: clip.save_frames")
+        raise InputError(
+            "a clip of known length to go backward", "frames from an iterator", "save its frames first: clip.save_frames"
+        )
     passes = {"forward": _forward, "backward": _backward, "both": _both}
     return ((t, _without(result, aux)) for t, result in passes[direction](clip, prompts, strategy))
 
@@ -130,7 +132,9 @@ def _both(clip: Clip, prompts: Prompts, strategy: Strategy) -> Iterator[tuple[in
             before = Masks.unpack(packed, (clip.height, clip.width))
             before[np.isin(before, list(begun))] = 0
             labels = np.where(result.labels > 0, result.labels, before)
-            result = replace(result, labels=labels, scores={**{o: s for o, s in scores.items() if o not in begun}, **result.scores})
+            result = replace(
+                result, labels=labels, scores={**{o: s for o, s in scores.items() if o not in begun}, **result.scores}
+            )
         yield t, result
 
 

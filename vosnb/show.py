@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .clip import Clip
+    from .strategies import Score
 
-__all__ = ["contact_sheet", "overlay", "plot_frames", "plot_scores", "png", "show", "side_by_side"]
+__all__ = ["contact_sheet", "overlay", "plot_frames", "plot_scores", "plot_tree", "png", "show", "side_by_side"]
 
 _PAPER, _INK = (255, 255, 255), (60, 60, 60)
 
@@ -221,7 +222,53 @@ def plot_scores(masks: Masks, colors: Mapping[int, Color] | None = None, width: 
     return figure
 
 
-def plot_frames(values: Mapping[int, Sequence[float]], label: str, colors: Mapping[int, Color] | None = None, width: float = 8.0) -> Figure:
+def plot_tree(scores: Sequence[Mapping[int, Score]], obj: int, width: float = 10.0) -> Figure:
+    """The hypotheses of one object over time, best at the top: which lived, when they branched and when they died out.
+
+    `scores`: per frame {object: `Score`}, as `Masks.scores` has them. A dot is a mask that was kept, larger for a higher predicted
+    IoU, hollow where the object is held to be absent; the reported line is in colour. Equal hypotheses are one dot.
+    """
+    rows = [(t, frame[obj].hypotheses) for t, frame in enumerate(scores) if obj in frame and frame[obj].hypotheses]
+    if not rows:
+        raise InputError(
+            f"scores with hypotheses of object {obj}", "none", "use a strategy with pathways, and masks kept in memory"
+        )
+    spot: list[dict[int, int]] = []  # per frame {slot: row of its dot}: slots that hold the same mask share one
+    for i, (_, hypotheses) in enumerate(rows):
+        first: dict[tuple[int, int], int] = {}
+        above = spot[i - 1] if i else {}
+        spot.append(
+            {slot: first.setdefault((above.get(h.parent, 0), h.choice), len(first)) for slot, h in enumerate(hypotheses)}
+        )
+    best, slot = set(), 0
+    for i in range(len(rows) - 1, -1, -1):
+        best.add((i, spot[i][slot]))
+        slot = rows[i][1][slot].parent
+    depth = 1 + max(max(places.values()) for places in spot)
+    figure = _figure(width, 0.8 + 0.35 * depth)
+    axes = figure.add_subplot()
+    for i, (t, hypotheses) in enumerate(rows):
+        for slot, h in reversed(list(enumerate(hypotheses))):
+            at, chosen = spot[i][slot], (i, spot[i][slot]) in best
+            color, order = ("#d62728", 3) if chosen else ("0.65", 2)
+            if i:
+                on = chosen and (i - 1, spot[i - 1].get(h.parent, 0)) in best
+                axes.plot(
+                    [rows[i - 1][0], t],
+                    [spot[i - 1].get(h.parent, 0), at],
+                    color="#d62728" if on else "0.8",
+                    linewidth=1.2,
+                    zorder=order - 1,
+                )
+            axes.scatter([t], [at], s=8 + 40 * h.iou, color=color if h.present > 0 else "white", edgecolors=color, zorder=order)
+    axes.set(xlabel="frame", yticks=range(depth), ylabel="hypothesis", ylim=(depth - 0.5, -0.5))
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+def plot_frames(
+    values: Mapping[int, Sequence[float]], label: str, colors: Mapping[int, Color] | None = None, width: float = 8.0
+) -> Figure:
     """One number per frame and object, such as a report's J: {object: values}, a line per object."""
     figure = _figure(width, 2.4)
     axes = figure.add_subplot()

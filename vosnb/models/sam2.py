@@ -24,13 +24,16 @@ from sam2.modeling.position_encoding import compute_axial_cis
 from sam2.modeling.sam2_utils import get_1d_sine_pe
 
 from ..errors import InputError
+from ..logits import fill_holes
 from ..prompts import Prompt
 from . import weights
 from .device import pick
 from .sam import sam2_config, sam2_network
 
+DRY_RUN = "mini-random"
 ABSENT = -1024.0  # logits of an object that is not there
 MASK_LOGIT = 10.0  # a given mask becomes logits of ± this much
+HOLE = 8  # low-resolution pixels: the largest hole that post-processing fills
 CLAMP = 32.0  # earlier logits, fed back beside a click, are clamped to ± this much
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCRATCH = 1 << 24  # elements of the attention matrix that are held at once on a CPU
@@ -68,7 +71,7 @@ class Answer:
 
 class Sam2:
     """`network`: a `SAM2Base`, in eval mode, on its device. `postprocess` as in the `sam2` package: masks from prompts are binarised
-    before they are remembered and small holes of up to 8 low-resolution pixels are filled in what is reported. `compile`: the parts
+    before they are remembered, and holes of up to 8 low-resolution pixels are filled in them and in what is reported. `compile`: the parts
     of fixed shape, the image and memory encoders and the mask decoder, go through torch.compile."""
 
     def __init__(self, network: torch.nn.Module, name: str = "sam2", postprocess: bool = False, compile: bool = False):
@@ -171,6 +174,12 @@ class Sam2:
         if network.no_obj_embed_spatial is not None:
             memory = memory + (~present[:, None, None, None]).to(memory.dtype) * network.no_obj_embed_spatial[..., None, None]
         return memory.to(torch.bfloat16)
+
+    def filled(self, logits: torch.Tensor) -> torch.Tensor:
+        """(Q, Q) logits as they are shown and, on prompted frames, remembered: with `postprocess`, without small holes."""
+        if not self.postprocess:
+            return logits
+        return torch.from_numpy(fill_holes(logits.cpu().numpy(), HOLE)).to(logits.device)
 
     # -- the network's parts of fixed shape ------------------------------------------------------------------------
 
@@ -312,11 +321,14 @@ def load(model: str | Path | Sam2, config: str | Path | None = None, *, image_si
          postprocess: bool = False, compile: bool = False) -> Sam2:
     """The tracking model of a card's name, or of a checkpoint file with its `config`; the last two are kept.
 
+    "mini-random" is the small architecture of mini.yaml with seeded random weights: its masks mean nothing, everything else runs.
     `InputError` where the checkpoint is not there (with the command that fetches it), or holds the weights of another network.
     """  # fmt: skip
     if isinstance(model, Sam2):
         return model
     name, wanted = str(model), str(pick(device))
+    if name == DRY_RUN:
+        return _loaded(name, None, str(Path(__file__).with_name("mini.yaml")), image_size, wanted, postprocess, compile)
     card = weights.cards().get(name) or next((c for c in weights.cards().values() if c.file == Path(name).name), None)
     if config is None and (card is None or card.family != "sam2"):
         tracked = ", ".join(c.name for c in weights.cards().values() if c.family == "sam2")
@@ -326,7 +338,10 @@ def load(model: str | Path | Sam2, config: str | Path | None = None, *, image_si
 
 
 @lru_cache(maxsize=2)
-def _loaded(name: str, file: str, config: str, image_size: int | None, device: str, postprocess: bool, compiled: bool) -> Sam2:
-    network = sam2_network(config, image_size, postprocess)
-    weights.fit(network, weights.load_state(file), Path(config).stem)
+def _loaded(name: str, file: str | None, config: str, image_size: int | None, device: str, postprocess: bool, compiled: bool) -> Sam2:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)  # one that does not take everything for absent
+        network = sam2_network(config, image_size, postprocess)
+    if file is not None:
+        weights.fit(network, weights.load_state(file), Path(config).stem)
     return Sam2(network.to(device), name, postprocess, compiled)

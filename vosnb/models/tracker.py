@@ -1,7 +1,7 @@
 """The loop over SAM 2 with a tree of pathways per object: every frame is encoded once, all leaves of all objects go through one batch.
 
-The tracker owns all state of one pass. Tensors hang on the tree's nodes in a weak dictionary: a pathway that is dropped, or a node
-that nothing can recall any more, frees them by itself. One read from the device per frame brings all scores to the host.
+The tracker owns all state of one pass. Tensors are looked up by the tree's nodes: memories as long as a pathway can recall them,
+masks until they are reported or, in a weak dictionary, dropped. One read from the device per frame brings all scores to the host.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -62,8 +63,9 @@ class PathwayTracker:
         self.strategy, self.model, self.shape = strategy, model, shape
         self.pointers = min(model.max_pointers, frames or model.max_pointers) - 1
         self.t, self.reported = 0, 0
+        self.newest: dict[int, list[torch.Tensor]] = {}  # the newest frame's logits per object and different pathway
         self.objects: dict[int, Tracked] = {}
-        self.memory: WeakKeyDictionary[Node, Memory] = WeakKeyDictionary()
+        self.memory: dict[Node, Memory] = {}  # what some pathway can recall
         self.logits: WeakKeyDictionary[Node, torch.Tensor] = WeakKeyDictionary()  # (Q, Q), until the node's frame is reported
 
     def fork(self) -> PathwayTracker:
@@ -84,6 +86,10 @@ class PathwayTracker:
             for obj, prompt in prompts.items():
                 self._prompt(features, obj, prompt, seen.get(obj))
             self.t += 1
+            recalled = {n for o in self.objects.values() for nodes in (o.anchors, *(p.memory for p in o.pathways)) for n in nodes}
+            self.memory = {node: self.memory[node] for node in recalled}
+            newest = {obj: dict.fromkeys(path.open[-1] for path in o.pathways) for obj, o in self.objects.items()}
+            self.newest = {obj: [self.logits[node] for node in nodes] for obj, nodes in newest.items()}
             return list(self._report(self._settled()))
 
     def finish(self) -> list[Result]:
@@ -92,6 +98,10 @@ class PathwayTracker:
             o.pathways = o.pathways[:1]
         with inference(self.model.device, precision(self.model.device)):
             return list(self._report(self.t))
+
+    def hypotheses(self, obj: int) -> list[np.ndarray]:
+        """The object's masks on the newest frame, (H, W) float32 logits, one per different pathway, best first."""
+        return list(self._shown(dict(enumerate(self.newest[obj]))).values())
 
     # -- one frame -------------------------------------------------------------------------------------------------
 
@@ -137,8 +147,7 @@ class PathwayTracker:
         if not found:
             return {}
         rows = torch.cat([torch.cat([d.iou, d.present[:, None], d.logits.flatten(1).sum(1)[:, None]], dim=1) for _, d in found]).tolist()
-        if not all(math.isfinite(v) for row in rows for v in row):
-            raise InputError("finite mask logits from the model", f"NaN or infinity on frame {self.t}", "use device=cpu, or check the checkpoint")
+        self._check(*chain.from_iterable(rows))
         steps: dict[Pathway, Step] = {}
         rows_left = iter(rows)
         for group, (seen, decoded) in zip(groups.values(), found, strict=True):
@@ -183,12 +192,13 @@ class PathwayTracker:
     def _prompt(self, features: Features, obj: int, prompt: Prompt, seen: torch.Tensor | None) -> None:
         """A first prompt starts an object; a later one corrects it: a new anchor, and all its pathways go on from there."""
         o = self.objects.get(obj)
-        earlier = None if seen is None else self.logits[o.pathways[0].open[-1]][None, None]
+        earlier = None if seen is None else self.model.filled(self.logits[o.pathways[0].open[-1]])[None, None]
         answer = self.model.prompt(features, prompt, self.shape, seen, earlier)
-        iou, present = torch.stack([answer.iou[0], answer.present[0]]).tolist()
-        node = Node(self.t, iou, present)
-        memory = self.model.remember(features, answer.logits, answer.present > 0, binarize=self.model.postprocess)
-        self.memory[node], self.logits[node] = Memory(memory[0], answer.pointer[0]), answer.logits[0, 0]
+        iou, present, *sums = torch.stack([answer.iou[0], answer.present[0], answer.logits.sum(), answer.pointer.sum()]).tolist()
+        self._check(iou, present, *sums)
+        node, logits = Node(self.t, iou, present), self.model.filled(answer.logits[0, 0])
+        memory = self.model.remember(features, logits[None, None], answer.present > 0, binarize=self.model.postprocess)
+        self.memory[node], self.logits[node] = Memory(memory[0], answer.pointer[0]), logits
         if o is None:
             o = self.objects[obj] = Tracked((), [Pathway(0.0, (), ())], self.t, self.t)
         best = o.pathways[0]
@@ -197,6 +207,11 @@ class PathwayTracker:
         o.anchors, o.prompted = (*o.anchors, node), self.t
         o.pathways = [Pathway(0.0, kept, (*earlier_open, node))]
         o.scores[self.t] = [Hypothesis(0, 0, iou, present, 0.0)], None
+
+    def _check(self, *numbers: float) -> None:
+        if not all(map(math.isfinite, numbers)):
+            got = f"NaN or infinity on frame {self.t}, counted from the first prompt"
+            raise InputError("finite numbers from the model", got, "use device=cpu, or check the checkpoint")
 
     # -- what is final ---------------------------------------------------------------------------------------------
 
@@ -224,19 +239,18 @@ class PathwayTracker:
                 shorter: dict[Pathway, Pathway] = {p: p.reported(1) for p in dict.fromkeys(o.pathways)}
                 o.pathways = [shorter[p] for p in o.pathways]
                 scores[obj] = Score(node.iou, node.present, 0.0 if disagreement is None else float(disagreement), tuple(hypotheses))
-            found = Logits(logits, self.shape, self.model.postprocess)
-            yield Result(found.merged(self.strategy.score_thresh), scores, found)
+            found = self._shown(logits)
+            yield Result(found.merged(), scores, found)
         self.reported = max(self.reported, until)
+
+    def _shown(self, low: Mapping[int, torch.Tensor]) -> Logits:
+        return Logits({key: self.model.filled(m) - self.strategy.score_thresh for key, m in low.items()}, self.shape)
 
 
 class Logits(Mapping[int, np.ndarray]):
     """{object: (H, W) float32}, > 0 is the object; resized to the frame when asked for. Masks of different objects may overlap."""
 
-    def __init__(self, low: Mapping[int, torch.Tensor], shape: tuple[int, int], postprocess: bool):
-        if postprocess:
-            from ..logits import fill_holes
-
-            low = {obj: torch.from_numpy(fill_holes(m.cpu().numpy(), 8)).to(m.device) for obj, m in low.items()}
+    def __init__(self, low: Mapping[int, torch.Tensor], shape: tuple[int, int]):
         self.low, self.shape = low, shape
 
     def __getitem__(self, obj: int) -> np.ndarray:
@@ -248,12 +262,12 @@ class Logits(Mapping[int, np.ndarray]):
     def __len__(self) -> int:
         return len(self.low)
 
-    def merged(self, threshold: float) -> np.ndarray:
-        """(H, W) uint8: the object of the highest logit where that exceeds the threshold."""
-        best = torch.full(self.shape, threshold, device=next(iter(self.low.values())).device) if self.low else None
-        if best is None:
+    def merged(self) -> np.ndarray:
+        """(H, W) uint8: the object of the highest logit where that exceeds 0."""
+        if not self.low:
             return np.zeros(self.shape, np.uint8)
-        labels = torch.zeros(self.shape, dtype=torch.uint8, device=best.device)
+        best = torch.zeros(self.shape, device=next(iter(self.low.values())).device)
+        labels = torch.zeros_like(best, dtype=torch.uint8)
         for obj, low in sorted(self.low.items()):
             full = self._full(low[None, None])[0, 0]
             labels.masked_fill_(full > best, obj)

@@ -77,7 +77,12 @@ class Strategy(Protocol):
     def tracker(self, shape: tuple[int, int], frames: int | None) -> Tracker: ...
 
 
-_BUILT_IN = {"flow": "flow", "sam": "sam", "sam2": "sam2", "sam2long": "sam2long"}  # name → module in this package, imported on first use
+_BUILT_IN = {
+    "flow": "flow",
+    "sam": "sam",
+    "sam2": "sam2",
+    "sam2long": "sam2long",
+}  # name → module in this package, imported on first use
 _registry: dict[str, type] = {}
 
 

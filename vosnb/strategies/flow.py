@@ -3,9 +3,9 @@
 Per object an occupancy in [0, 1] is pulled along the flow from this frame back to the previous one (DIS flow: Kroeger et al.,
 "Fast Optical Flow using Dense Inverse Search", ECCV 2016). It stays continuous over time, so that motion below a pixel adds
 up, and cubic interpolation and a mild steepening keep its edges from blurring. Where going there and back again does not
-lead home (occlusions, new surfaces; the test of Sundaram et al., "Dense Point Trajectories by GPU-Accelerated Large Displacement
-Optical Flow", ECCV 2010), or leads to another colour, the flow is not believed: such a pixel goes to the object, or the background,
-whose colour it has nearby.
+lead home (near the edge of a mask, where surfaces appear and vanish; the test of Sundaram et al., "Dense Point Trajectories by GPU-Accelerated Large
+Displacement Optical Flow", ECCV 2010), or leads to another colour, the flow is not believed: such a pixel goes to
+the object, or the background, whose colour it has nearby.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from . import Result, Score, register
 PRESETS = {"fast": 1, "medium": 2}  # cv2.DISOPTICAL_FLOW_PRESET_*
 STEEPEN = 1.15  # contrast gain about 1/2 per frame, against the blur of resampling
 OTHER = 5.0, 12.0  # a pixel came from elsewhere if its colour differs by so many times the usual, and so many levels
+EDGE = 4  # pixels: further from the edge of a mask the flow is not doubted
 NEARBY = 7.0  # pixels, the reach of the colours that stand in for a flow that is not believed
 
 
@@ -81,20 +82,29 @@ class FlowTracker:
         forth = cv2.remap(forth, there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         length = np.linalg.norm(back, axis=-1) + np.linalg.norm(forth, axis=-1)
         trust = np.linalg.norm(back + forth, axis=-1) <= self.settings.tolerance + 0.1 * length
-        other = cv2.absdiff(image, cv2.remap(self.image, there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)).max(axis=-1)
+        came = cv2.remap(self.image, there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        other = cv2.absdiff(image, came).max(axis=-1)
         trust &= other <= max(OTHER[0] * np.median(other), OTHER[1])
-        carried = {o: cv2.remap(p, there, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE) for o, p in self.occupancy.items()}
+        carried = {
+            o: cv2.remap(p, there, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE) for o, p in self.occupancy.items()
+        }
         carried = {o: np.clip((p - 0.5) * STEEPEN + 0.5, 0, 1) for o, p in carried.items()}
+        labels = self._labels(carried)
+        reach = np.ones((2 * EDGE + 1, 2 * EDGE + 1), np.uint8)
+        trust |= cv2.dilate(labels, reach) == cv2.erode(labels, reach)
         self.occupancy = carried if trust.all() else _by_colour(image, carried, trust)
         return trust
+
+    def _labels(self, occupancy: Mapping[int, np.ndarray]) -> np.ndarray:
+        """(H, W) uint8: the object of the highest occupancy above a half."""
+        ids = np.array([0, *occupancy], np.uint8)
+        return ids[np.argmax(np.stack([np.full(self.shape, 0.5, np.float32), *occupancy.values()]), axis=0)]
 
     def _result(self, trust: np.ndarray) -> Result:
         if not self.occupancy:
             return Result(np.zeros(self.shape, np.uint8))
-        ids = np.array([0, *self.occupancy], np.uint8)
-        labels = ids[np.argmax(np.stack([np.full(self.shape, 0.5, np.float32), *self.occupancy.values()]), axis=0)]
-        scores = {}
-        for obj, p in self.occupancy.items():
+        labels, scores = self._labels(self.occupancy), {}
+        for obj in self.occupancy:
             inside = labels == obj
             scores[obj] = Score(iou=float(trust[inside].mean()) if inside.any() else 0.0)
         return Result(labels, scores, {obj: (p - 0.5) * 36 for obj, p in self.occupancy.items()})

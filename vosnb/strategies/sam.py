@@ -1,8 +1,9 @@
 """SAM frame to frame: each frame is segmented anew, prompted with the previous frame's own result.
 
-The turbulence example's second path: on a prompted frame the prompts give masks, which are refined once with their own mask and
-box; from then on every object's prompts are the box and the ±`strength` logits of its mask on the frame before. Objects compete by
-argmax, the auxiliary ones included. An object whose mask has become empty has no prompt any more and stays away until it is prompted again.
+The turbulence example's second path: on a prompted frame the prompts give masks, which are refined once with their own mask
+and box; from then on every object's prompts are the box and the ±`strength` logits of its mask on the frame before. Objects
+compete by argmax, the auxiliary ones included. An object whose mask has become empty has no prompt any more and stays away
+until it is prompted again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from . import Result, Score, register
 @register("sam")
 @dataclass(frozen=True)
 class SamFrameToFrame:
-    """`model`: any image model of `segment`; `strength`: the ± of the mask prompt's logits; `box`: whether the box is given too."""
+    """`model`: any image model of `segment`; `strength`: the ± of the mask prompt's logits; `box`: whether it is given too."""
 
     model: Any = "grabcut"
     strength: float = 18.0
@@ -67,7 +68,8 @@ class SamTracker:
 
     def _own_prompts(self) -> dict[int, Prompt]:
         return {
-            obj: Prompt(box=mask_to_box(mask) if self.settings.box else None, mask=mask) for obj, mask in by_label(self.labels).items()
+            obj: Prompt(box=mask_to_box(mask) if self.settings.box else None, mask=mask)
+            for obj, mask in by_label(self.labels).items()
         }
 
     def _decode(self, encoded: Any, asked: Mapping[int, Prompt]) -> tuple[dict[int, np.ndarray], dict[int, float]]:
