@@ -367,6 +367,9 @@ SMALL = {
     "memory_encoder.fuser.layer.dim": 64,
 }
 
+# And for its weights, so that attention looks at many memories at once, the pointers among them, and logits are some tens.
+SMALL_GAINS = {"neck.convs": 0.1, "memory_encoder.out_proj": 0.005}
+
 
 def build_network(
     config: str = "configs/sam2.1/sam2.1_hiera_t.yaml", overrides: Mapping[str, Any] | None = None, postprocess: bool = False
@@ -412,7 +415,7 @@ def small_world(
     Its two heads are centred on this clip and amplified, so that object scores straddle 0 and ±2 and predicted IoUs differ:
     certain and uncertain frames, visible and occluded, branches that win and branches that die.
     """
-    network = fill(build_network(overrides=SMALL), seed)
+    network = fill(build_network(overrides=SMALL), seed, SMALL_GAINS)
     pictures, prompts = small_clip(seed, frames, objects)
     images = [normalised(picture, network.image_size) for picture in pictures]
     return centred(network, lambda: propagate_oracle(network, images, prompts)), images, prompts

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from vosnb import Box, Clip, InputError, Masks, Point, Prompts, propagate, stream
+from vosnb import Box, Clip, InputError, Masks, Point, Prompts, Propagation, propagate, stream
 from vosnb.evaluate import jaccard
 from vosnb.strategies import get, names
 
@@ -13,7 +13,7 @@ BY = [("flow", {}), ("sam", {"model": "grabcut"})]
 
 
 def overlap(masks, labels, obj):
-    return np.mean([jaccard(np.asarray(m) == obj, l == obj) for m, l in zip(masks, labels, strict=True)])
+    return np.mean([jaccard(np.asarray(m) == obj, true == obj) for m, true in zip(masks, labels, strict=True)])
 
 
 @pytest.mark.parametrize(("by", "settings"), BY)
@@ -148,3 +148,32 @@ def test_prompts_from_a_segmentation_keep_the_auxiliary_object(moving):
     first = segment(images[0], {1: Box(20, 10, 53, 43), 2: Box(80, 55, 113, 88)}, aux=(2,))
     assert Prompts({0: first}).ids == (1, 2)
     assert Masks([first.labels]).ids == (1,)
+
+
+@pytest.mark.parametrize(("by", "settings"), BY)
+def test_a_pass_goes_on_where_it_was_left_and_a_correction_repeats_nothing_before_it(moving, by, settings):
+    images, labels = moving
+    whole = {t: r.labels for t, r in stream(images, {0: labels[0]}, by, **settings)}
+    run = Propagation(images, {0: labels[0]}, by, keep=1, **settings)
+    seen = {}
+    for t, result in run:
+        seen[t] = result.labels
+        if t == 4:
+            break
+    seen.update({t: r.labels for t, r in run})
+    assert all((seen[t] == whole[t]).all() for t in range(12))
+
+    wrong = {1: labels[6] == 2}
+    assert run.correct(6, wrong) == 6
+    corrected = {t: r.labels for t, r in run}
+    afresh = {t: r.labels for t, r in stream(images, {0: labels[0], 6: wrong}, by, **settings)}
+    assert list(corrected) == list(range(6, 12))
+    assert all((corrected[t] == afresh[t]).all() for t in range(6, 12)) and (corrected[11] != whole[11]).any()
+
+
+def test_a_correction_needs_a_state_to_go_back_to(moving):
+    images, labels = moving
+    run = Propagation(images, {2: labels[2]})
+    list(run)
+    with pytest.raises(InputError, match="keep=1"):
+        run.correct(5, {1: labels[5] == 1})

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import SHARED, disc
 from PIL import Image
-from sam2long_oracle import SMALL, build_network, centred, fill
+from sam2long_oracle import SMALL, SMALL_GAINS, build_network, centred, fill
 from scipy import ndimage
 
 from vosnb import Box, Clip, InputError, Point, Prompt, stream
@@ -73,7 +73,7 @@ def network(film: Callable[[int], Path]) -> Make:
         key = config, image_size, postprocess
         if key not in built:
             overrides = {**SMALL, "image_size": image_size}
-            made = fill(build_network(f"configs/{config}.yaml", overrides, postprocess))
+            made = fill(build_network(f"configs/{config}.yaml", overrides, postprocess), gains=SMALL_GAINS)
             made.fill_hole_area = 0  # it has an extension for that, in CUDA
             run = functools.partial(predicted, made, film(9), {0: {1: CLICKS, 2: TWO}})
             head, said = centred(made, run).sam_mask_decoder.pred_obj_score_head, []

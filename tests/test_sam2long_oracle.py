@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sam2long_oracle import (
     SMALL,
+    SMALL_GAINS,
     Candidates,
     Run,
     Seen,
@@ -195,7 +196,7 @@ def world() -> Any:
 def test_prompt_and_the_frame_after_it_are_sam2s_own(config: str, tmp_path: Path) -> None:
     from PIL import Image
 
-    network = fill(build_network(f"configs/{config}.yaml", SMALL))
+    network = fill(build_network(f"configs/{config}.yaml", SMALL), gains=SMALL_GAINS)
     pictures = np.random.default_rng(1).integers(0, 255, (2, 60, 80, 3), dtype=np.uint8)
     images = [normalised(picture, 128) for picture in pictures]
     mask = np.zeros((60, 80), bool)

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from .errors import InputError
 from .masks import Masks, MaskWriter
 from .progress import progress
 from .prompts import Prompts
-from .strategies import Result, Strategy, get
+from .strategies import Result, Strategy, Tracker, get
 
-__all__ = ["propagate", "stream"]
+__all__ = ["Propagation", "propagate", "stream"]
 
 DIRECTIONS = ("forward", "backward", "both")
 
@@ -95,18 +95,76 @@ def propagate(
     return Masks(packed, names, shape=(clip.height, clip.width), scores=scores)
 
 
+class Propagation:
+    """A forward pass that can be left, corrected and taken up again without repeating what came before.
+
+        run = Propagation(clip, {0: first}, by="sam2long")
+        for t, result in run: …                      # leave the loop whenever you like; a new loop goes on
+        run.correct(40, {1: Point(300, 200)})        # back to frame 40, with this prompt added
+        for t, result in run: …                      # from the first frame that this changes
+
+    The state before every `keep`-th frame is kept: 0, the default, keeps none and memory flat; 1 goes back to any frame at once, at
+    the price of a memory per frame and object (0.5 MB at full size). Everything else as in `stream`.
+    """
+
+    def __init__(
+        self, clip: Clip, prompts: Prompts | Mapping[int, Any], by: str | Strategy = "flow", *, keep: int = 0, **settings: Any
+    ):
+        self.clip = clip if isinstance(clip, Clip) else Clip(clip)
+        self.prompts = Prompts.of(prompts)
+        self.prompts.check(self.clip.length, self.clip.height, self.clip.width)
+        self.strategy, self.keep = get(by, **settings), keep
+        self.first = self.next = self.reported = min(self.prompts)  # frames: begun at, to be read, to be reported
+        self.tracker = self.strategy.tracker((self.clip.height, self.clip.width), self.clip.length)
+        self._kept: dict[int, tuple[Tracker, int]] = {}
+        self._ready: deque[Result] = deque()  # final, and not taken yet: a loop may be left between two of them
+        self._finished = False
+
+    def __iter__(self) -> Iterator[tuple[int, Result]]:
+        yield from self._reports()
+        if self._finished:
+            return
+        for image in self.clip[self.next :]:
+            if self.keep and (self.next - self.first) % self.keep == 0:
+                self._kept[self.next] = self.tracker.fork(), self.reported
+            self._ready.extend(self.tracker.step(image, self.prompts.get(self.next, {})))
+            self.next += 1
+            yield from self._reports()
+        self._ready.extend(self.tracker.finish())
+        self._finished = True
+        yield from self._reports()
+
+    def _reports(self) -> Iterator[tuple[int, Result]]:
+        while self._ready:
+            self.reported += 1
+            yield self.reported - 1, self._ready.popleft()
+
+    def correct(self, frame: int, given: Mapping[int, Any]) -> int:
+        """Adds prompts {object: prompt} on a frame, in place of what these objects had there, and goes back to it.
+
+        Returns the first frame that the next loop reports; results from there on are void. `InputError` without a kept state at or
+        before the frame.
+        """
+        prompts = Prompts({**self.prompts, frame: {**self.prompts.get(frame, {}), **given}}, self.prompts.objects, self.prompts.video)
+        prompts.check(self.clip.length, self.clip.height, self.clip.width)
+        if frame < self.next:
+            states = [t for t in self._kept if t <= frame]
+            if not states:
+                raise InputError(f"a state kept at or before frame {frame}", f"keep={self.keep}, begun at {self.first}", "start with keep=1")
+            self.next = max(states)
+            kept, self.reported = self._kept[self.next]
+            self.tracker, self._finished = kept.fork(), False
+            self._ready.clear()
+            self._kept = {t: state for t, state in self._kept.items() if t < self.next}
+        self.prompts = prompts
+        return self.reported
+
+
 def _forward(clip: Clip, prompts: Prompts, strategy: Strategy) -> Iterator[tuple[int, Result]]:
-    first = min(prompts)
-    for t in range(first):
+    run = Propagation(clip, prompts, strategy)
+    for t in range(run.first):
         yield t, _nothing(clip)
-    tracker = strategy.tracker((clip.height, clip.width), clip.length)
-    done = first
-    given = (prompts.get(t, {}) for t in range(first, 1 << 62))
-    steps = (tracker.step(image, asked) for image, asked in zip(clip[first:], given, strict=False))
-    for results in chain(steps, (tracker.finish() for _ in range(1))):
-        for result in results:
-            yield done, result
-            done += 1
+    yield from run
 
 
 def _backward(clip: Clip, prompts: Prompts, strategy: Strategy) -> Iterator[tuple[int, Result]]:

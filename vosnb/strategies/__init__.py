@@ -5,6 +5,7 @@ holds the state of one pass over one clip:
 
     tracker.step(image, prompts) -> results        one frame in, in order; the results that became final, in order
     tracker.finish() -> results                    the rest
+    tracker.fork() -> tracker                      an independent one in the same state, cheap
 
 Every frame gets exactly one `Result`, in order of time; a strategy that keeps several hypotheses reports a frame when they
 agree on it. An object begins at its first prompt, wherever that is; later prompts correct it. To add a strategy, write a
@@ -71,6 +72,7 @@ class Result:
 class Tracker(Protocol):
     def step(self, image: np.ndarray, prompts: Mapping[int, Prompt]) -> Iterable[Result]: ...
     def finish(self) -> Iterable[Result]: ...
+    def fork(self) -> Tracker: ...
 
 
 class Strategy(Protocol):

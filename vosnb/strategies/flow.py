@@ -10,6 +10,7 @@ the object, or the background, whose colour it has nearby.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,11 @@ class FlowTracker:
 
     def finish(self) -> Iterable[Result]:
         return ()
+
+    def fork(self) -> FlowTracker:
+        twin = copy.copy(self)
+        twin.occupancy = {obj: p.copy() for obj, p in self.occupancy.items()}
+        return twin
 
     def _carry(self, image: np.ndarray) -> np.ndarray:
         """Moves every occupancy to the new frame; returns (H, W) bool, where the flow is believed."""

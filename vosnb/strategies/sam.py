@@ -8,6 +8,7 @@ until it is prompted again.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,11 +49,12 @@ class SamTracker:
         self.begun: set[int] = set()
 
     def step(self, image: np.ndarray, prompts: Mapping[int, Prompt]) -> Iterable[Result]:
-        self.begun |= set(prompts)
+        self.begun = self.begun | set(prompts)  # a new set: a fork keeps the old one
         asked = {**self._own_prompts(), **prompts}
         asked = {obj: p for obj, p in asked.items() if not _says_absent(p)}
         if not asked:
-            yield Result(np.zeros_like(self.labels), {obj: Score(0.0) for obj in sorted(self.begun)})
+            self.labels = np.zeros_like(self.labels)
+            yield Result(self.labels, {obj: Score(0.0) for obj in sorted(self.begun)})
             return
         encoded = self.model.encode(image)
         logits, iou = self._decode(encoded, asked)
@@ -65,6 +67,9 @@ class SamTracker:
 
     def finish(self) -> Iterable[Result]:
         return ()
+
+    def fork(self) -> SamTracker:
+        return copy.copy(self)
 
     def _own_prompts(self) -> dict[int, Prompt]:
         return {
