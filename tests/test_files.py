@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -53,3 +55,13 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
 def test_no_permission_is_said(tmp_path):
     with pytest.raises(InputError, match="allowed to write"), replacing(tmp_path / "a"):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".f.{dead.pid}.part").mkdir()
+    (tmp_path / f".f.{os.getppid()}.part").mkdir()
+    with replacing_folder(tmp_path / "f"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f".f.{os.getppid()}.part", "f"]

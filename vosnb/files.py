@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,6 +22,24 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
 
 
+def _sweep(path: Path) -> None:
+    """Removes what a process that was killed left beside `path`."""
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.*.part{glob.escape(path.suffix)}"):
+        pid = left.name.removesuffix(path.suffix).removesuffix(".part").rpartition(".")[2]
+        if pid.isdecimal() and (int(pid) == os.getpid() or not _runs(int(pid))):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path to write; renames it to `path` on success, removes it on failure.
@@ -31,6 +50,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = _beside(path)
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         if path.is_dir():
             raise IsADirectoryError(21, "is a folder", str(path))
     try:
@@ -50,7 +70,7 @@ def replacing_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path
     temporary = _beside(path)
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _sweep(path)
         temporary.mkdir()
     try:
         with _told(path):

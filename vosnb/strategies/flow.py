@@ -2,10 +2,10 @@
 
 Per object an occupancy in [0, 1] is pulled along the flow from this frame back to the previous one (DIS flow: Kroeger et al.,
 "Fast Optical Flow using Dense Inverse Search", ECCV 2016). It stays continuous over time, so that motion below a pixel adds
-up, and cubic interpolation and a mild steepening keep its edges from blurring. Where going there and back again does not
-lead home (near the edge of a mask, where surfaces appear and vanish; the test of Sundaram et al., "Dense Point Trajectories by GPU-Accelerated Large
-Displacement Optical Flow", ECCV 2010), or leads to another colour, the flow is not believed: such a pixel goes to
-the object, or the background, whose colour it has nearby.
+up, and cubic interpolation and a mild steepening keep its edges from blurring. Near the edge of a mask, where surfaces appear
+and vanish, the flow is not believed where going there and back again does not lead home (the test of Sundaram et al., "Dense
+Point Trajectories by GPU-Accelerated Large Displacement Optical Flow", ECCV 2010) or leads to another colour: such a pixel goes
+to the object, or the background, whose colour it has nearby.
 """
 
 from __future__ import annotations
