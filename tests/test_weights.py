@@ -216,7 +216,7 @@ def test_a_file_that_is_no_checkpoint_is_said_to_be_none(torch, tmp_path, name, 
         weights.load_state(tmp_path / name)
 
 
-def test_a_checkpoint_runs_no_code(torch, tmp_path):
+def test_a_checkpoint_runs_no_code(torch, tmp_path, capsys):
     class Evil:
         def __reduce__(self):
             return print, ("run!",)
@@ -224,6 +224,7 @@ def test_a_checkpoint_runs_no_code(torch, tmp_path):
     torch.save({"a": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(InputError, match="checkpoint"):
         weights.load_state(tmp_path / "evil.pt")
+    assert capsys.readouterr().out == ""
 
 
 def test_a_checkpoint_of_something_else_says_what_it_holds(torch, tmp_path):

@@ -173,7 +173,7 @@ def fetch(
 def run(
     notebook: Annotated[Path, typer.Argument(help="A notebook with a cell tagged 'parameters'.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the executed notebook and its results.")],
-    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, typed (5, 0.1, true).")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, typed (5, 0.1, True).")] = None,
     raw: Annotated[list[str] | None, typer.Option("-r", help="name=value, always text (001).")] = None,
     overwrite: Overwrite = False,
 ) -> None:

@@ -86,10 +86,11 @@ def propagate(
     names = None if clip.length is None else clip.names
     if out is not None:
         with MaskWriter(out, per_object=per_object, overwrite=overwrite) as writer:
+            written: dict[int, str] = {}
             for t, result in results:
-                masks = result.masks(aux) if per_object else result.labels
-                writer.write(names[t] if names else f"{t:05d}", masks, result.scores)
-        return Masks(out)
+                written[t] = names[t] if names else f"{t:05d}"
+                writer.write(written[t], result.masks(aux) if per_object else result.labels, result.scores)
+        return Masks(out, [written[t] for t in sorted(written)], shape=(clip.height, clip.width))
     found = {t: (Masks.pack(result.labels), result.scores) for t, result in results}
     packed, scores = zip(*(found[t] for t in sorted(found)), strict=True)
     return Masks(packed, names, shape=(clip.height, clip.width), scores=scores)
@@ -130,6 +131,10 @@ class Propagation:
             self._ready.extend(self.tracker.step(image, self.prompts.get(self.next, {})))
             self.next += 1
             yield from self._reports()
+        if self.next <= max(self.prompts):
+            raise InputError(
+                f"a prompted frame below {self.next} (the clip's length)", max(self.prompts), "frames count from 0"
+            )
         self._ready.extend(self.tracker.finish())
         self._finished = True
         yield from self._reports()
@@ -145,12 +150,16 @@ class Propagation:
         Returns the first frame that the next loop reports; results from there on are void. `InputError` without a kept state at or
         before the frame.
         """
-        prompts = Prompts({**self.prompts, frame: {**self.prompts.get(frame, {}), **given}}, self.prompts.objects, self.prompts.video)
+        prompts = Prompts(
+            {**self.prompts, frame: {**self.prompts.get(frame, {}), **given}}, self.prompts.objects, self.prompts.video
+        )
         prompts.check(self.clip.length, self.clip.height, self.clip.width)
         if frame < self.next:
             states = [t for t in self._kept if t <= frame]
             if not states:
-                raise InputError(f"a state kept at or before frame {frame}", f"keep={self.keep}, begun at {self.first}", "start with keep=1")
+                raise InputError(
+                    f"a state kept at or before frame {frame}", f"keep={self.keep}, begun at {self.first}", "start with keep=1"
+                )
             self.next = max(states)
             kept, self.reported = self._kept[self.next]
             self.tracker, self._finished = kept.fork(), False

@@ -74,7 +74,7 @@ class PathwayTracker:
         twin.objects = {obj: copy.copy(o) for obj, o in self.objects.items()}
         for o in twin.objects.values():
             o.pathways, o.scores = list(o.pathways), dict(o.scores)
-        twin.logits = WeakKeyDictionary(self.logits)
+        twin.memory, twin.logits = dict(self.memory), WeakKeyDictionary(self.logits)
         return twin
 
     def step(self, image: np.ndarray, prompts: Mapping[int, Prompt]) -> list[Result]:
@@ -134,11 +134,12 @@ class PathwayTracker:
         found = []
         for group in groups.values():
             recalls = [recall for _, recall in group]
+            pointers = [torch.stack([self.memory[n].pointer for _, n in r.pointers]) for r in recalls if r.pointers]
             seen = self.model.attend(
                 features,
                 torch.stack([torch.stack([self.memory[n].features for _, n in r.spatial]) for r in recalls]),
                 [[code for code, _ in r.spatial] for r in recalls],
-                torch.stack([torch.stack([self.memory[n].pointer for _, n in r.pointers]) for r in recalls]),
+                torch.stack(pointers) if pointers else None,
                 [[d for d, _ in r.pointers] for r in recalls],
                 max(self.pointers, 1),
                 None if recalls[0].weights is None else [r.weights for r in recalls],

@@ -116,6 +116,8 @@ def fetch(name: str, folder: str | Path | None = None) -> Path:
             break
     if part.stat().st_size < wanted.bytes:
         got = f"{part.stat().st_size} of {wanted.bytes} bytes ({trouble})"
+        if not part.stat().st_size:
+            part.unlink()
         raise InputError(
             f"to download {wanted.url}", got, f"check the network, then run `vosnb fetch {name}` again: it resumes"
         )
@@ -209,6 +211,8 @@ def _download(wanted: Card, part: Path) -> None:
     with urllib.request.urlopen(request, timeout=30) as answer:
         resumed = answer.status == 206
         todo = wanted.bytes - (have if resumed else 0)
+        if (length := answer.headers.get("Content-Length")) and int(length) != todo:  # a login page, or another file
+            raise urllib.error.URLError(f"{length} bytes were offered where {todo} are left")
         with part.open("ab" if resumed else "wb") as out:
             for chunk in progress(_chunks(answer), math.ceil(todo / CHUNK), wanted.file, "MB"):
                 out.write(chunk)
