@@ -57,16 +57,15 @@ def main() -> None:
                     print(f"{args.config} {size or ''}, {objects} object{'s' * (objects > 1)}, {frames} frames, {args.device}")
                     base = None
                     for name, row in rows:
-                        asked = {"folder": folder, "config": args.config, "size": size, "objects": objects, "warm": min(args.warm, frames // 2),
-                                 "device": args.device, "threads": args.threads, **row}  # fmt: skip
+                        warm = min(args.warm, frames // 2)
+                        asked = {"folder": folder, "config": args.config, "size": size, "objects": objects, "warm": warm}
+                        asked |= {"device": args.device, "threads": args.threads, **row}
                         found = alone(asked)
                         figure = "seconds" if args.device.startswith("cuda") else "cpu"
                         base = base or found[figure]
                         shares = "".join(f"{found['stages'][s]:>9.0%} " for s in STAGES)
-                        print(
-                            f"  {name:32}{found['seconds']:>9.3f}{found['cpu']:>8.3f}{found[figure] / base:>7.2f}{found['peak']:>9.0f}   {shares}",
-                            flush=True,
-                        )
+                        numbers = f"{found['seconds']:>9.3f}{found['cpu']:>8.3f}{found[figure] / base:>7.2f}{found['peak']:>9.0f}"
+                        print(f"  {name:32}{numbers}   {shares}", flush=True)
 
 
 def alone(asked: dict) -> dict:
