@@ -64,7 +64,9 @@ def main() -> None:
                         figure = "seconds" if args.device.startswith("cuda") else "cpu"
                         base = base or found[figure]
                         shares = "".join(f"{found['stages'][s]:>9.0%} " for s in STAGES)
-                        numbers = f"{found['seconds']:>9.3f}{found['cpu']:>8.3f}{found[figure] / base:>7.2f}{found['peak']:>9.0f}"
+                        numbers = (
+                            f"{found['seconds']:>9.3f}{found['cpu']:>8.3f}{found[figure] / base:>7.2f}{found['peak']:>9.0f}"
+                        )
                         print(f"  {name:32}{numbers}   {shares}", flush=True)
 
 
