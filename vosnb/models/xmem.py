@@ -1,0 +1,348 @@
+"""XMem's network (Cheng & Schwing, "XMem: Long-Term Video Object Segmentation with an Atkinson-Shiffrin Memory Model", ECCV 2022) as pure
+functions: encode a frame, remember masks on it, decode what the memory says. Weights are held here, state is the caller's.
+
+The modules carry the names of the official checkpoints, which load as they are. The convolutions over what all objects share and
+what each has of its own are computed in two halves, the shared one once. Dimensions:
+
+    n   objects                    H, W  size of the network's input, multiples of 16     h, w  H / 16, W / 16
+    Ck  channels of a key (64)     Cv    channels of a value (512)                        Ch    channels of the sensory memory (64, or 0)
+
+Everything about an object is a plane of a batch, (n, …); everything about a frame has a batch of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..errors import InputError
+from . import weights
+from .device import inference, pick
+
+DRY_RUN = "mini-random"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+STRIDE = 16
+SURE = 1e-7  # probabilities stay so far from 0 and 1
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The widths of a network; the defaults are the published one's. Stages are (blocks, width), at strides 4, 8 and 16.
+
+    `bottleneck`: how many times a key stage's width its output is. `up`: channels of the decoder at strides 16, 8 and 4.
+    """
+
+    key_stem: int = 64
+    key_stages: tuple[tuple[int, int], ...] = ((3, 64), (4, 128), (6, 256))
+    bottleneck: int = 4
+    value_stem: int = 64
+    value_stages: tuple[tuple[int, int], ...] = ((2, 64), (2, 128), (2, 256))
+    key: int = 64
+    value: int = 512
+    hidden: int = 64
+    up: tuple[int, int, int] = (512, 256, 256)
+    update: int = 256
+    squeeze: int = 16  # how many times narrower the channel gates are inside
+
+    @classmethod
+    def of(cls, state: Mapping[str, torch.Tensor], what: str = "the checkpoint") -> Architecture:
+        """The widths of the network whose state this is; `InputError` that names what was found where it is no XMem."""
+
+        def width(key: str) -> int:
+            return state[f"{key}.weight"].shape[0]
+
+        def stages(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+            return tuple((len({k.split(".")[2] for k in state if k.startswith(f"{name}.")}), width(f"{name}.0.conv1")) for name in names)
+
+        try:
+            key_stages = stages(KEY_STAGES)
+            return cls(
+                key_stem=width("key_encoder.conv1"), key_stages=key_stages,
+                bottleneck=width("key_encoder.layer3.0.conv3") // key_stages[-1][1],
+                value_stem=width("value_encoder.conv1"), value_stages=stages(VALUE_STAGES),
+                key=width("key_proj.key_proj"), value=width("value_encoder.fuser.block2.conv2"),
+                hidden=width("decoder.hidden_update.transform") // 3 if "decoder.hidden_update.transform.weight" in state else 0,
+                up=(width("decoder.fuser.block2.conv2"), width("decoder.up_16_8.out_conv.conv2"), width("decoder.up_8_4.out_conv.conv2")),
+                update=width("decoder.hidden_update.g16_conv") if "decoder.hidden_update.g16_conv.weight" in state else 0,
+                squeeze=width("value_encoder.fuser.block2.conv2") // width("value_encoder.fuser.attention.ChannelGate.mlp.1"),
+            )  # fmt: skip
+        except (KeyError, ZeroDivisionError):
+            raise InputError(
+                "a checkpoint of XMem (key_encoder, value_encoder, key_proj, decoder)", f"{what}, {_describe(state)}",
+                "fetch one: `vosnb fetch xmem`",
+            ) from None  # fmt: skip
+
+
+KEY_STAGES = ("key_encoder.res2", "key_encoder.layer2", "key_encoder.layer3")
+VALUE_STAGES = ("value_encoder.layer1", "value_encoder.layer2", "value_encoder.layer3")
+FOREIGN = {
+    "image_encoder.trunk": "SAM 2", "image_encoder.patch_embed": "SAM", "pixel_encoder": "Cutie", "mask_encoder": "Cutie",
+    "key_encoder.layer1": "STCN", "kv_memory": "STM", "layer4": "a ResNet", "fc": "a classifier",
+}  # fmt: skip
+
+
+def _describe(state: Mapping[str, torch.Tensor]) -> str:
+    """What a checkpoint that is not XMem's seems to be."""
+    looks = next((kind for start, kind in FOREIGN.items() if any(k.startswith(start) for k in state)), None)
+    parts = ", ".join(sorted({k.split(".")[0] for k in state})[:6])
+    return f"which looks like {looks}: {parts}" if looks else f"{len(state)} tensors of {parts or 'nothing'}"
+
+
+# -- the network ---------------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """A residual block: two 3×3 convolutions, or with `out` wider than `width` a 1×1, a 3×3 with the stride, and a 1×1."""
+
+    def __init__(self, inside: int, width: int, stride: int, factor: int | None):
+        super().__init__()
+        out = width * (factor or 1)
+        if factor is None:
+            self.conv1, self.bn1 = nn.Conv2d(inside, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+            self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        else:
+            self.conv1, self.bn1 = nn.Conv2d(inside, width, 1, bias=False), nn.BatchNorm2d(width)
+            self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+            self.conv3, self.bn3 = nn.Conv2d(width, out, 1, bias=False), nn.BatchNorm2d(out)
+        self.deep = factor is not None
+        self.downsample = None
+        if stride != 1 or inside != out:
+            self.downsample = nn.Sequential(nn.Conv2d(inside, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.deep:
+            y = self.bn3(self.conv3(F.relu(y)))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+def _stage(inside: int, blocks: int, width: int, stride: int, factor: int | None = None) -> nn.Sequential:
+    out = width * (factor or 1)
+    return nn.Sequential(*(Block(out if i else inside, width, 1 if i else stride, factor) for i in range(blocks)))
+
+
+class KeyEncoder(nn.Module):
+    """A frame (1, 3, H, W) to its features at strides 4, 8 and 16."""
+
+    def __init__(self, a: Architecture):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, a.key_stem, 7, 2, 3, bias=False), nn.BatchNorm2d(a.key_stem)
+        inside = a.key_stem
+        for name, stride, (blocks, width) in zip(("res2", "layer2", "layer3"), (1, 2, 2), a.key_stages, strict=True):
+            self.add_module(name, _stage(inside, blocks, width, stride, a.bottleneck))
+            inside = width * a.bottleneck
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        f4 = self.res2(F.max_pool2d(F.relu(self.bn1(self.conv1(image))), 3, 2, 1))
+        f8 = self.layer2(f4)
+        return f4, f8, self.layer3(f8)
+
+
+class KeyProjection(nn.Module):
+    """f16 to key (1, Ck, h, w), shrinkage ≥ 1 (1, 1, h, w) and selection in (0, 1) (1, Ck, h, w); section 3.2.1 of the paper."""
+
+    def __init__(self, inside: int, key: int):
+        super().__init__()
+        self.key_proj = nn.Conv2d(inside, key, 3, padding=1)
+        self.d_proj = nn.Conv2d(inside, 1, 3, padding=1)
+        self.e_proj = nn.Conv2d(inside, key, 3, padding=1)
+
+    def forward(self, f16: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.key_proj(f16), self.d_proj(f16) ** 2 + 1, self.e_proj(f16).sigmoid()
+
+
+class SharedConv(nn.Conv2d):
+    """A convolution over channels [shared, own]: the shared half is computed once for all objects, without them in the batch."""
+
+    def __init__(self, shared: int, own: int, out: int, size: int, stride: int = 1, bias: bool = True):
+        super().__init__(shared + own, out, size, stride, size // 2, bias=bias)
+        self.shared = shared
+
+    def half(self, shared: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(shared, self.weight[:, : self.shared], self.bias, self.stride, self.padding)
+
+    def forward(self, half: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        return half + F.conv2d(own, self.weight[:, self.shared :], None, self.stride, self.padding)
+
+
+class Residual(nn.Module):
+    """conv2(relu(conv1(relu(x)))) + shortcut(x): no normalisation, no last ReLU; the shortcut of another width is a 3×3."""
+
+    def __init__(self, inside: int, out: int):
+        super().__init__()
+        self.downsample = None if inside == out else nn.Conv2d(inside, out, 3, padding=1)
+        self.conv1, self.conv2 = nn.Conv2d(inside, out, 3, padding=1), nn.Conv2d(out, out, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv2(F.relu(self.conv1(F.relu(x))))
+        return y + (x if self.downsample is None else self.downsample(x))
+
+
+class SharedResidual(nn.Module):
+    """`Residual` over [shared, own]."""
+
+    def __init__(self, shared: int, own: int, out: int):
+        super().__init__()
+        self.downsample, self.conv1 = SharedConv(shared, own, out, 3), SharedConv(shared, own, out, 3)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+
+    def forward(self, shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        y = self.conv1(self.conv1.half(F.relu(shared)), F.relu(own))
+        return self.conv2(F.relu(y)) + self.downsample(self.downsample.half(shared), own)
+
+
+class ChannelGate(nn.Module):
+    def __init__(self, width: int, squeeze: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Flatten(), nn.Linear(width, width // squeeze), nn.ReLU(), nn.Linear(width // squeeze, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))).sigmoid()[:, :, None, None]
+
+
+class SpatialGate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spatial = nn.ModuleDict({"conv": nn.Conv2d(2, 1, 7, padding=3)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.spatial["conv"](torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)).sigmoid()
+
+
+class Attention(nn.Module):
+    """Which channels, then where (Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018)."""
+
+    def __init__(self, width: int, squeeze: int):
+        super().__init__()
+        self.ChannelGate, self.SpatialGate = ChannelGate(width, squeeze), SpatialGate()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.SpatialGate(self.ChannelGate(x))
+
+
+class Fuser(nn.Module):
+    """What the frame shows (1, shared, h, w) with what each object has (n, own, h, w): (n, out, h, w)."""
+
+    def __init__(self, shared: int, own: int, out: int, squeeze: int):
+        super().__init__()
+        self.block1 = SharedResidual(shared, own, out)
+        self.attention = Attention(out, squeeze)
+        self.block2 = Residual(out, out)
+
+    def forward(self, shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        x = self.block1(shared, own)
+        return self.block2(x + self.attention(x))
+
+
+class Gates(nn.Module):
+    """The recurrent step of the sensory memory h (n, Ch, h, w) on seeing g (n, C, h, w)."""
+
+    def __init__(self, inside: int, hidden: int):
+        super().__init__()
+        self.transform = nn.Conv2d(inside + hidden, 3 * hidden, 3, padding=1)
+
+    def forward(self, g: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        forget, update, new = self.transform(torch.cat([g, h], 1)).chunk(3, 1)
+        update = update.sigmoid()
+        return forget.sigmoid() * h * (1 - update) + update * new.tanh()
+
+
+class Update(Gates):
+    """The decoder's: it sees the features of three scales, and the logits."""
+
+    def __init__(self, up: tuple[int, int, int], inside: int, hidden: int):
+        super().__init__(inside, hidden)
+        self.g16_conv, self.g8_conv = nn.Conv2d(up[0], inside, 1), nn.Conv2d(up[1], inside, 1)
+        self.g4_conv = nn.Conv2d(up[2] + 1, inside, 1)
+
+    def forward(self, g16: torch.Tensor, g8: torch.Tensor, g4: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        seen = self.g16_conv(g16) + self.g8_conv(F.avg_pool2d(g8, 2)) + self.g4_conv(F.avg_pool2d(g4, 4))
+        return super().forward(seen, h)
+
+
+class ValueEncoder(nn.Module):
+    """The frame with each object's mask and the others' to values (n, Cv, h, w), and the sensory memory's deep update."""
+
+    def __init__(self, a: Architecture):
+        super().__init__()
+        self.conv1, self.bn1 = SharedConv(3, 2, a.value_stem, 7, 2, bias=False), nn.BatchNorm2d(a.value_stem)
+        inside = a.value_stem
+        for i, (blocks, width) in enumerate(a.value_stages):
+            self.add_module(f"layer{i + 1}", _stage(inside, blocks, width, 2 if i else 1))
+            inside = width
+        self.fuser = Fuser(a.key_stages[-1][1] * a.bottleneck, inside, a.value, a.squeeze)
+        if a.hidden:
+            self.hidden_reinforce = Gates(a.value, a.hidden)
+
+    def forward(self, image: torch.Tensor, f16: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """`masks` (n, H, W), soft."""
+        planes = torch.stack([masks, masks.sum(0) - masks], 1)
+        x = F.relu(F.max_pool2d(self.bn1(self.conv1(self.conv1.half(image), planes)), 3, 2, 1))
+        return self.fuser(f16, self.layer3(self.layer2(self.layer1(x))))
+
+
+class Up(nn.Module):
+    """Twice the resolution, with the frame's own features of that scale."""
+
+    def __init__(self, skip: int, inside: int, out: int):
+        super().__init__()
+        self.skip_conv = nn.Conv2d(skip, inside, 3, padding=1)
+        self.out_conv = Residual(inside, out)
+
+    def forward(self, skip: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        return self.out_conv(self.skip_conv(skip) + _larger(g, 2))
+
+
+class Decoder(nn.Module):
+    """What the memory says of each object to logits (n, H, W), and the sensory memory's step."""
+
+    def __init__(self, a: Architecture):
+        super().__init__()
+        f4, f8, f16 = (width * a.bottleneck for _, width in a.key_stages)
+        self.fuser = Fuser(f16, a.value + a.hidden, a.up[0], a.squeeze)
+        if a.hidden:
+            self.hidden_update = Update(a.up, a.update, a.hidden)
+        self.up_16_8, self.up_8_4 = Up(f8, a.up[0], a.up[1]), Up(f4, a.up[1], a.up[2])
+        self.pred = nn.Conv2d(a.up[2], 1, 3, padding=1)
+
+    def forward(
+        self, f4: torch.Tensor, f8: torch.Tensor, f16: torch.Tensor, readout: torch.Tensor, hidden: torch.Tensor | None, update: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        g16 = self.fuser(f16, readout if hidden is None else torch.cat([readout, hidden], 1))
+        g8 = self.up_16_8(f8, g16)
+        g4 = self.up_8_4(f4, g8)
+        logits = self.pred(F.relu(g4))
+        if update and hidden is not None:
+            hidden = self.hidden_update(g16, g8, torch.cat([g4, logits], 1), hidden)
+        return _larger(logits, 4)[:, 0], hidden
+
+
+class Network(nn.Module):
+    """All of it, as in a checkpoint. `key_encoder`, `key_proj`, `value_encoder` and `decoder` are called one by one, by `XMem`."""
+
+    def __init__(self, architecture: Architecture | None = None):
+        super().__init__()
+        self.architecture = a = architecture or Architecture()
+        self.key_encoder, self.value_encoder = KeyEncoder(a), ValueEncoder(a)
+        self.key_proj = KeyProjection(a.key_stages[-1][1] * a.bottleneck, a.key)
+        self.decoder = Decoder(a)
+
+
+def _larger(x: torch.Tensor, times: int) -> torch.Tensor:
+    return F.interpolate(x, scale_factor=times, mode="bilinear", align_corners=False)
+
+
+def aggregate(masks: torch.Tensor) -> torch.Tensor:
+    """Independent probabilities (n, H, W) to ones that compete (n + 1, H, W), background first: a softmax of their log-odds, the
+    background's being the probability that no object is there (Oh et al., "Fast Video Object Segmentation by Reference-Guided
+    Mask Propagation", CVPR 2018)."""
+    every = torch.cat([(1 - masks).prod(0, keepdim=True), masks]).clamp(SURE, 1 - SURE)
+    return torch.log(every / (1 - every)).softmax(0)
