@@ -346,3 +346,184 @@ def aggregate(masks: torch.Tensor) -> torch.Tensor:
     Mask Propagation", CVPR 2018)."""
     every = torch.cat([(1 - masks).prod(0, keepdim=True), masks]).clamp(SURE, 1 - SURE)
     return torch.log(every / (1 - every)).softmax(0)
+
+
+# -- the model -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One encoded frame: `image` (1, 3, H, W) normalised and padded; features; key and selection (h·w, Ck), shrinkage (h·w, 1).
+
+    `shape` is the frame's own (height, width), `inner` the one it was resized to, `corner` where that lies in (H, W).
+    """
+
+    image: torch.Tensor
+    f4: torch.Tensor
+    f8: torch.Tensor
+    f16: torch.Tensor
+    key: torch.Tensor
+    shrinkage: torch.Tensor
+    selection: torch.Tensor
+    shape: tuple[int, int]
+    inner: tuple[int, int]
+    corner: tuple[int, int]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.f16.shape[-2], self.f16.shape[-1]
+
+
+class XMem:
+    """`network`: a `Network` on its device, taken over for inference: batch norms are folded into the convolutions before them."""
+
+    def __init__(self, network: Network, name: str = "xmem", amp: bool = False):
+        self.network, self.name = _folded(network.eval()), name
+        self.hidden = network.architecture.hidden
+        weight = network.key_proj.key_proj.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.amp = torch.float16 if amp and self.device.type == "cuda" else torch.float32
+        self.mean, self.std = (torch.tensor(v, device=self.device, dtype=self.dtype).view(1, 3, 1, 1) for v in (MEAN, STD))
+
+    def encode(self, image: np.ndarray, size: int | None = None, antialias: bool = False) -> Frame:
+        """(H₀, W₀, 3) uint8 RGB to features; its shorter side is resized to `size` (None: as it is). The published results come from
+        images resized without `antialias`."""
+        shape = image.shape[:2]
+        inner = shape if size is None else tuple(size * side // min(shape) for side in shape)
+        with inference(self.device, self.amp):
+            x = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)[None].to(self.dtype) / 255
+            x = (x - self.mean) / self.std
+            if inner != shape:
+                x = F.interpolate(x, size=inner, mode="bilinear", align_corners=False, antialias=antialias)
+            missing = [-side % STRIDE for side in inner]
+            corner = missing[0] // 2, missing[1] // 2
+            x = self._padded(x, inner, corner)
+            f4, f8, f16 = self.network.key_encoder(x)
+            key, shrinkage, selection = (_tokens(m.to(self.dtype))[0] for m in self.network.key_proj(f16))
+        return Frame(x, f4, f8, f16, key, shrinkage, selection, shape, inner, corner)
+
+    def decode(
+        self, frame: Frame, readout: torch.Tensor, hidden: torch.Tensor | None, update: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the memory said, (h·w, n·Cv), to probabilities (n + 1, H, W), background first, and the sensory memory (n, Ch, h, w),
+        after a step where `update`."""
+        with inference(self.device, self.amp):
+            objects = readout.T.reshape(-1, self.network.architecture.value, *frame.grid)
+            logits, hidden = self.network.decoder(frame.f4, frame.f8, frame.f16, objects, hidden, update)
+        with inference(self.device):
+            return aggregate(logits.to(self.dtype).sigmoid()), hidden
+
+    def annotate(self, frame: Frame, said: torch.Tensor | None, masks: Mapping[int, np.ndarray], objects: int) -> torch.Tensor:
+        """Probabilities (objects + 1, H, W) from `masks` {object 0 … : (H₀, W₀) bool}, and what was `said` (n + 1, H, W) of the objects
+        without one, which yield where a mask is."""
+        with inference(self.device):
+            planes = torch.zeros(objects, *frame.image.shape[-2:], device=self.device, dtype=self.dtype)
+            for i, mask in masks.items():
+                given = torch.from_numpy(mask.astype(np.float32)).to(self.device, self.dtype)[None, None]
+                planes[i] = self._padded(F.interpolate(given, size=frame.inner, mode="nearest"), frame.inner, frame.corner)[0, 0]
+            if said is not None:
+                free = planes.sum(0) <= 0.5
+                for i in set(range(len(said) - 1)) - set(masks):
+                    planes[i] = said[i + 1] * free
+            return aggregate(planes)
+
+    def begin(self, frame: Frame, hidden: torch.Tensor | None, objects: int) -> torch.Tensor | None:
+        """The sensory memory (objects, Ch, h, w), with zeros for those that are new; None in a network without one."""
+        if not self.hidden:
+            return None
+        with inference(self.device):
+            new = torch.zeros(objects - (0 if hidden is None else len(hidden)), self.hidden, *frame.grid, device=self.device, dtype=self.dtype)
+            return new if hidden is None else torch.cat([hidden, new])
+
+    def remember(
+        self, frame: Frame, probabilities: torch.Tensor, hidden: torch.Tensor | None, deep: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Values (h·w, n, Cv) of the frame, and the sensory memory, after its deep update where `deep`."""
+        with inference(self.device, self.amp):
+            encoder = self.network.value_encoder
+            values = encoder(frame.image, frame.f16, probabilities[1:])
+            if deep and hidden is not None:
+                hidden = encoder.hidden_reinforce(values, hidden)
+            return values.flatten(2).permute(2, 0, 1).contiguous(), hidden
+
+    def whole(self, frame: Frame, probabilities: torch.Tensor) -> torch.Tensor:
+        """Probabilities (n + 1, H, W) at the frame's own size, (n + 1, H₀, W₀)."""
+        (y, x), (height, width) = frame.corner, frame.inner
+        with inference(self.device):
+            inner = probabilities[:, y : y + height, x : x + width]
+            if frame.inner == frame.shape:
+                return inner
+            return F.interpolate(inner[None], size=frame.shape, mode="bilinear", align_corners=False)[0]
+
+    @staticmethod
+    def _padded(x: torch.Tensor, inner: tuple[int, int], corner: tuple[int, int]) -> torch.Tensor:
+        """Zeros around (…, height, width), up to multiples of the stride."""
+        (y, x0), (down, right) = corner, (-side % STRIDE for side in inner)
+        return F.pad(x, (x0, right - x0, y, down - y))
+
+
+def _tokens(maps: torch.Tensor) -> torch.Tensor:
+    """(B, C, h, w) → (B, h·w, C)."""
+    return maps.flatten(2).transpose(1, 2).contiguous()
+
+
+def _folded(network: Network) -> Network:
+    """Batch norms into the convolutions before them, which changes numbers by rounding only."""
+    for module in list(network.modules()):
+        pairs = [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1")]
+        for conv, norm in pairs:
+            if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
+                setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+                setattr(module, norm, nn.Identity())
+    return network
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------------------
+
+
+def build(state: Mapping[str, torch.Tensor], what: str = "the checkpoint") -> Network:
+    """The network whose state this is, on the CPU; `InputError` that names what was found where it is no XMem.
+
+    Accepted as well: files without `num_batches_tracked`, and networks trained on single objects, which have no plane for the others.
+    """
+    network = Network(Architecture.of(state, what))
+    stem = state["value_encoder.conv1.weight"]
+    if stem.shape[1] == 4:
+        state = {**state, "value_encoder.conv1.weight": F.pad(stem, (0, 0, 0, 0, 0, 1))}
+    counters = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}
+    weights.fit(network, {**counters, **state}, "XMem")
+    return network
+
+
+def load(model: str | Path | XMem, *, device: str = "auto", amp: bool = False) -> XMem:
+    """The model of a card's name, or of a checkpoint file; the last two are kept.
+
+    "mini-random" is a small architecture with seeded random weights: its masks mean nothing, everything else runs. `InputError`
+    where the checkpoint is not there (with the command that fetches it), or is another network's.
+    """
+    if isinstance(model, XMem):
+        return model
+    name = str(model)
+    card = weights.cards().get(name)
+    if card is not None and card.family != "xmem" or card is None and name != DRY_RUN and Path(name).suffix not in (".pth", ".pt", ".safetensors"):
+        known = ", ".join(c.name for c in weights.cards().values() if c.family == "xmem")
+        raise InputError(f"an XMem checkpoint: {known}, or a .pth or .safetensors file", repr(name), "name one of these")
+    file = None if name == DRY_RUN else weights.path(name) if card else Path(name)
+    return _loaded(name, file, str(pick(device)), amp)
+
+
+@lru_cache(maxsize=2)
+def _loaded(name: str, file: Path | None, device: str, amp: bool) -> XMem:
+    if file is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = Network(SMALL)
+    else:
+        network = build(weights.load_state(file), file.name)
+    return XMem(network.to(device), name, amp)
+
+
+SMALL = Architecture(
+    key_stem=16, key_stages=((1, 16), (1, 24), (2, 32)), bottleneck=2, value_stem=16, value_stages=((1, 16), (1, 24), (1, 32)),
+    key=16, value=32, hidden=16, up=(32, 24, 16), update=24, squeeze=4,
+)  # fmt: skip
