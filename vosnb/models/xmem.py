@@ -13,7 +13,7 @@ Everything about an object is a plane of a batch, (n, …); everything about a f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -166,11 +166,25 @@ class SharedConv(nn.Conv2d):
         super().__init__(shared + own, out, size, stride, size // 2, bias=bias)
         self.shared = shared
 
-    def half(self, shared: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(shared, self.weight[:, : self.shared], self.bias, self.stride, self.padding)
+    def forward(self, shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """(1, shared, h, w) and (n, own, h, w) to (n, out, h, w)."""
+        once = F.conv2d(shared, self.weight[:, : self.shared], self.bias, self.stride, self.padding)
+        return once + F.conv2d(own, self.weight[:, self.shared :], None, self.stride, self.padding)
 
-    def forward(self, half: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        return half + F.conv2d(own, self.weight[:, self.shared :], None, self.stride, self.padding)
+
+class Halves(nn.Module):
+    """A `SharedConv` for inference, its weights already apart."""
+
+    def __init__(self, conv: SharedConv):
+        super().__init__()
+        size, stride, padding = conv.kernel_size, conv.stride, conv.padding
+        self.common = nn.Conv2d(conv.shared, conv.out_channels, size, stride, padding, bias=conv.bias is not None, device="meta")
+        self.own = nn.Conv2d(conv.in_channels - conv.shared, conv.out_channels, size, stride, padding, bias=False, device="meta")
+        self.common.weight, self.own.weight = (nn.Parameter(w.contiguous()) for w in conv.weight.detach().tensor_split([conv.shared], 1))
+        self.common.bias = conv.bias
+
+    def forward(self, shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        return self.common(shared) + self.own(own)
 
 
 class Residual(nn.Module):
@@ -195,8 +209,8 @@ class SharedResidual(nn.Module):
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
 
     def forward(self, shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        y = self.conv1(self.conv1.half(F.relu(shared)), F.relu(own))
-        return self.conv2(F.relu(y)) + self.downsample(self.downsample.half(shared), own)
+        y = self.conv1(F.relu(shared), F.relu(own))
+        return self.conv2(F.relu(y)) + self.downsample(shared, own)
 
 
 class ChannelGate(nn.Module):
@@ -285,7 +299,7 @@ class ValueEncoder(nn.Module):
     def forward(self, image: torch.Tensor, f16: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """`masks` (n, H, W), soft."""
         planes = torch.stack([masks, masks.sum(0) - masks], 1)
-        x = F.relu(F.max_pool2d(self.bn1(self.conv1(self.conv1.half(image), planes)), 3, 2, 1))
+        x = F.relu(F.max_pool2d(self.bn1(self.conv1(image, planes)), 3, 2, 1))
         return self.fuser(f16, self.layer3(self.layer2(self.layer1(x))))
 
 
@@ -375,10 +389,10 @@ class Frame:
 
 
 class XMem:
-    """`network`: a `Network` on its device, taken over for inference: batch norms are folded into the convolutions before them."""
+    """`network`: a `Network` on its device, which is taken over and changed for inference. `amp`: half precision on CUDA."""
 
     def __init__(self, network: Network, name: str = "xmem", amp: bool = False):
-        self.network, self.name = _folded(network.eval()), name
+        self.network, self.name = _prepared(network.eval()), name
         self.hidden = network.architecture.hidden
         weight = network.key_proj.key_proj.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -455,6 +469,21 @@ class XMem:
                 return inner
             return F.interpolate(inner[None], size=frame.shape, mode="bilinear", align_corners=False)[0]
 
+    def answer(self, frame: Frame, probabilities: torch.Tensor) -> tuple[np.ndarray, list[tuple[float, float]]]:
+        """The plane of the highest probability, (H₀, W₀) of integers, 0 the background; and per object (iou, present).
+
+        `iou` is the IoU to expect of its mask if the probabilities are right: the sum of p over the mask, divided by the mask and the sum
+        of p outside it. `present` is the logit of its surest pixel.
+        """
+        whole = self.whole(frame, probabilities)
+        with inference(self.device):
+            winner, objects = whole.argmax(0), whole[1:]
+            mine = winner == torch.arange(1, len(whole), device=self.device)[:, None, None]
+            inside, area = (objects * mine).sum((1, 2)), mine.sum((1, 2))
+            iou = inside / (area + objects.sum((1, 2)) - inside).clamp(min=1)
+            scores = torch.stack([iou, objects.amax((1, 2)).logit(SURE)], 1)
+        return winner.cpu().numpy(), [(iou, present) for iou, present in scores.tolist()]
+
     @staticmethod
     def _padded(x: torch.Tensor, inner: tuple[int, int], corner: tuple[int, int]) -> torch.Tensor:
         """Zeros around (…, height, width), up to multiples of the stride."""
@@ -467,15 +496,19 @@ def _tokens(maps: torch.Tensor) -> torch.Tensor:
     return maps.flatten(2).transpose(1, 2).contiguous()
 
 
-def _folded(network: Network) -> Network:
-    """Batch norms into the convolutions before them, which changes numbers by rounding only."""
+def _prepared(network: Network) -> Network:
+    """For inference, in place; numbers change by rounding only: batch norms go into the convolutions before them, shared
+    convolutions are taken apart, weights lie channels last, which is faster on CPU and CUDA alike."""
     for module in list(network.modules()):
-        pairs = [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1")]
-        for conv, norm in pairs:
+        for conv, norm in (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1")):
             if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
                 setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
                 setattr(module, norm, nn.Identity())
-    return network
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, SharedConv):
+                setattr(module, name, Halves(child))
+    return network.to(memory_format=torch.channels_last)
 
 
 # -- checkpoints ---------------------------------------------------------------------------------------------------------

@@ -89,7 +89,9 @@ class XMemTracker:
             return
         masks = first_masks(image, prompts, self.settings.mask_model) if prompts else None
         frame, probabilities = self.advance(image, masks)
-        yield self._result(frame, probabilities)
+        planes, scores = self.model.answer(frame, probabilities)
+        labels = np.array([0, *self.objects], np.uint8)[planes]
+        yield Result(labels, {obj: Score(iou, present) for obj, (iou, present) in zip(self.objects, scores, strict=True)})
 
     def finish(self) -> Iterable[Result]:
         return ()
@@ -125,17 +127,3 @@ class XMemTracker:
             if deep:
                 self.deepened = self.t
         return frame, said
-
-    def _result(self, frame: Any, probabilities: Any) -> Result:
-        """Labels of the highest probability. A score's `iou` is the IoU to expect of the mask if the probabilities are right (the sum of
-        p over the mask, by the mask and the sum of p outside it); `present` is the logit of the surest pixel."""
-        whole = self.model.whole(frame, probabilities)
-        winner = whole.argmax(0)
-        scores = {}
-        for i, obj in enumerate(self.objects, 1):
-            p, mine = whole[i], winner == i
-            inside = p[mine].sum()
-            iou = inside / (mine.sum() + p.sum() - inside).clamp(min=1)
-            scores[obj] = Score(float(iou), float(p.max().logit(1e-7)))
-        labels = np.array([0, *self.objects], np.uint8)[winner.cpu().numpy()]
-        return Result(labels, scores)
