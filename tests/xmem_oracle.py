@@ -57,12 +57,17 @@ class Oracle:
         everything = similarity(np.concatenate([long.k, work.k]), np.concatenate([long.s, work.s]), query, selection)
         for g, values in enumerate(work.v):
             old = long.v[g] if g < len(long.v) else values[:0]
-            columns = np.r_[len(long.k) - len(old) : len(long.k), len(long.k) + len(work.k) - len(values) : len(long.k) + len(work.k)]
+            columns = np.r_[
+                len(long.k) - len(old) : len(long.k), len(long.k) + len(work.k) - len(values) : len(long.k) + len(work.k)
+            ]
             weight = softmax(top(everything[columns], self.rules.top_k))
             said.append(weight.T @ np.concatenate([old, values]))
             if g == 0:
                 usage = weight.sum(1)
-                long.use, work.use = (long.use + usage[: len(long.k)]).astype(np.float32), (work.use + usage[len(long.k) :]).astype(np.float32)
+                long.use, work.use = (
+                    (long.use + usage[: len(long.k)]).astype(np.float32),
+                    (work.use + usage[len(long.k) :]).astype(np.float32),
+                )
         work.life, long.life = work.life + np.float32(1), long.life + np.float32(1)
         return np.concatenate(said, 1)
 

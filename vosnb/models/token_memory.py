@@ -205,7 +205,11 @@ def _gather(slabs: Sequence[torch.Tensor], index: torch.Tensor, weight: torch.Te
         inside = (index >= start) & (index < start + len(values))
         count = inside.sum(1)
         part = F.embedding_bag(
-            index[inside] - start, values, count.cumsum(0) - count, mode="sum", per_sample_weights=weight[inside].to(values.dtype)
+            index[inside] - start,
+            values,
+            count.cumsum(0) - count,
+            mode="sum",
+            per_sample_weights=weight[inside].to(values.dtype),
         )
         said = part if said is None else said + part
         start += len(values)

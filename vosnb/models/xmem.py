@@ -60,7 +60,9 @@ class Architecture:
             return state[f"{key}.weight"].shape[0]
 
         def stages(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-            return tuple((len({k.split(".")[2] for k in state if k.startswith(f"{name}.")}), width(f"{name}.0.conv1")) for name in names)
+            return tuple(
+                (len({k.split(".")[2] for k in state if k.startswith(f"{name}.")}), width(f"{name}.0.conv1")) for name in names
+            )
 
         try:
             key_stages = stages(KEY_STAGES)
@@ -178,9 +180,15 @@ class Halves(nn.Module):
     def __init__(self, conv: SharedConv):
         super().__init__()
         size, stride, padding = conv.kernel_size, conv.stride, conv.padding
-        self.common = nn.Conv2d(conv.shared, conv.out_channels, size, stride, padding, bias=conv.bias is not None, device="meta")
-        self.own = nn.Conv2d(conv.in_channels - conv.shared, conv.out_channels, size, stride, padding, bias=False, device="meta")
-        self.common.weight, self.own.weight = (nn.Parameter(w.contiguous()) for w in conv.weight.detach().tensor_split([conv.shared], 1))
+        self.common = nn.Conv2d(
+            conv.shared, conv.out_channels, size, stride, padding, bias=conv.bias is not None, device="meta"
+        )
+        self.own = nn.Conv2d(
+            conv.in_channels - conv.shared, conv.out_channels, size, stride, padding, bias=False, device="meta"
+        )
+        self.common.weight, self.own.weight = (
+            nn.Parameter(w.contiguous()) for w in conv.weight.detach().tensor_split([conv.shared], 1)
+        )
         self.common.bias = conv.bias
 
     def forward(self, shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -216,7 +224,9 @@ class SharedResidual(nn.Module):
 class ChannelGate(nn.Module):
     def __init__(self, width: int, squeeze: int):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Flatten(), nn.Linear(width, width // squeeze), nn.ReLU(), nn.Linear(width // squeeze, width))
+        self.mlp = nn.Sequential(
+            nn.Flatten(), nn.Linear(width, width // squeeze), nn.ReLU(), nn.Linear(width // squeeze, width)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * (self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))).sigmoid()[:, :, None, None]
@@ -328,7 +338,13 @@ class Decoder(nn.Module):
         self.pred = nn.Conv2d(a.up[2], 1, 3, padding=1)
 
     def forward(
-        self, f4: torch.Tensor, f8: torch.Tensor, f16: torch.Tensor, readout: torch.Tensor, hidden: torch.Tensor | None, update: bool
+        self,
+        f4: torch.Tensor,
+        f8: torch.Tensor,
+        f16: torch.Tensor,
+        readout: torch.Tensor,
+        hidden: torch.Tensor | None,
+        update: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         g16 = self.fuser(f16, readout if hidden is None else torch.cat([readout, hidden], 1))
         g8 = self.up_16_8(f8, g16)
@@ -434,7 +450,9 @@ class XMem:
             planes = torch.zeros(objects, *frame.image.shape[-2:], device=self.device, dtype=self.dtype)
             for i, mask in masks.items():
                 given = torch.from_numpy(mask.astype(np.float32)).to(self.device, self.dtype)[None, None]
-                planes[i] = self._padded(F.interpolate(given, size=frame.inner, mode="nearest"), frame.inner, frame.corner)[0, 0]
+                planes[i] = self._padded(F.interpolate(given, size=frame.inner, mode="nearest"), frame.inner, frame.corner)[
+                    0, 0
+                ]
             if said is not None:
                 free = planes.sum(0) <= 0.5
                 for i in set(range(len(said) - 1)) - set(masks):
@@ -446,7 +464,9 @@ class XMem:
         if not self.hidden:
             return None
         with inference(self.device):
-            new = torch.zeros(objects - (0 if hidden is None else len(hidden)), self.hidden, *frame.grid, device=self.device, dtype=self.dtype)
+            new = torch.zeros(
+                objects - (0 if hidden is None else len(hidden)), self.hidden, *frame.grid, device=self.device, dtype=self.dtype
+            )
             return new if hidden is None else torch.cat([hidden, new])
 
     def remember(
@@ -538,7 +558,8 @@ def load(model: str | Path | XMem, *, device: str = "auto", amp: bool = False) -
         return model
     name = str(model)
     card = weights.cards().get(name)
-    if card is not None and card.family != "xmem" or card is None and name != DRY_RUN and Path(name).suffix not in (".pth", ".pt", ".safetensors"):
+    of_ours = card.family == "xmem" if card else name == DRY_RUN or Path(name).suffix in (".pth", ".pt", ".safetensors")
+    if not of_ours:
         known = ", ".join(c.name for c in weights.cards().values() if c.family == "xmem")
         raise InputError(f"an XMem checkpoint: {known}, or a .pth or .safetensors file", repr(name), "name one of these")
     file = None if name == DRY_RUN else weights.path(name) if card else Path(name)
