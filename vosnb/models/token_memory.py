@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-SCRATCH = 1 << 22  # similarities that are held at once
+SCRATCH = 1 << 21  # similarities that are held at once on a CPU; a GPU is given more, to be busy
 NEW = 1e-7  # the age of a token that has not been read
 
 
@@ -105,25 +105,24 @@ class Memory:
         """
         tokens = torch.cat([block.folded for block in self.blocks])
         query = _folded_query(key, selection)
-        slabs = [[block.held[g].values for block in self.blocks if g in block.held] for g in range(len(self.groups))]
-        columns = [self._columns(g) for g in range(len(self.groups))]
-        usage = torch.zeros(len(tokens), dtype=key.dtype, device=key.device)
-        said = []
-        for part in query.split(max(1, SCRATCH // len(tokens))):
+        groups = range(len(self.groups))
+        columns = [self._columns(g) for g in groups]
+        found = []
+        for part in query.split(max(1, SCRATCH * (1 if key.device.type == "cpu" else 32) // len(tokens))):
             similarity = part @ tokens.T
-            by_group = []
-            for g, values in enumerate(slabs):
-                own = similarity if columns[g] is None else similarity[:, columns[g]]
-                best, index = choose(own, min(self.rules.top_k, own.shape[1]))
-                weight = best.softmax(1)
-                if g == 0:  # it holds every token
-                    usage.index_add_(0, index.flatten(), weight.flatten())
-                by_group.append(_gather(values, index, weight))
-            said.append(torch.cat(by_group, 1))
+            owned = (similarity if columns[g] is None else similarity[:, columns[g]] for g in groups)
+            found.append([choose(own, min(self.rules.top_k, own.shape[1])) for own in owned])
+        said, usage = [], torch.zeros(len(tokens), dtype=key.dtype, device=key.device)
+        for g in groups:
+            best, index = (torch.cat([of_part[g][i] for of_part in found]) for i in (0, 1))
+            weight = best.softmax(1)
+            if g == 0:  # it holds every token
+                usage.index_add_(0, index.flatten(), weight.flatten())
+            said.append(_gather([block.held[g].values for block in self.blocks if g in block.held], index, weight))
         weights = usage.split([len(block) for block in self.blocks])
         counted = [block.read(weight) for block, weight in zip(self.blocks, weights, strict=True)]
         long = None if self.long is None else counted.pop(0)
-        return torch.cat(said), replace(self, long=long, work=tuple(counted))
+        return torch.cat(said, 1), replace(self, long=long, work=tuple(counted))
 
     def add(self, key: torch.Tensor, shrinkage: torch.Tensor, selection: torch.Tensor, values: torch.Tensor) -> Memory:
         """With a frame more: key and selection (N, Ck), shrinkage (N, 1), values (N, objects, Cv). Objects beyond the known ones
@@ -146,9 +145,8 @@ class Memory:
 
     def _columns(self, g: int) -> torch.Tensor | None:
         """The tokens that a group holds, (M,); None: all."""
-        if all(g in block.held and block.held[g].rows is None for block in self.blocks):
-            return None
-        return _rows(self.blocks, g)
+        count = sum(len(block.held[g].values) for block in self.blocks if g in block.held)
+        return None if count == len(self) else _rows(self.blocks, g)
 
     def _consolidated(self) -> Memory:
         """The passing frames but the newest become prototypes: the tokens used most, potentiated by all that resemble them."""
