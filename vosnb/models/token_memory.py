@@ -1,9 +1,10 @@
 """XMem's working and long-term memory as values: tokens of (key, shrinkage, selection) with each group of objects' values, a sparse
 read, and the consolidation of old frames into prototypes (Cheng & Schwing 2022, sections 3.2 and 3.3).
 
-Objects that begin on the same frame are a **group** and share one affinity. Keys are everybody's; every group has its values at
-the tokens that it holds, a list of its own. Nothing changes in place: a memory is a value, and reading or adding gives a new one,
-which shares what is the same. Dimensions: N tokens, Q queries, Ck channels of a key, C = objects of the group × Cv channels of values.
+Objects that begin on the same frame are a **group** and share one affinity. Keys are everybody's; every group has its values at the
+tokens that it holds, a list of its own, and the frame where it begins is never consolidated. Nothing changes in place: a memory is a
+value, and reading or adding gives a new one, which shares what is the same. Dimensions: N tokens, Q queries, Ck channels of a key,
+C = objects of the group × Cv channels of values.
 """
 
 from __future__ import annotations

@@ -450,9 +450,8 @@ class XMem:
             planes = torch.zeros(objects, *frame.image.shape[-2:], device=self.device, dtype=self.dtype)
             for i, mask in masks.items():
                 given = torch.from_numpy(mask.astype(np.float32)).to(self.device, self.dtype)[None, None]
-                planes[i] = self._padded(F.interpolate(given, size=frame.inner, mode="nearest"), frame.inner, frame.corner)[
-                    0, 0
-                ]
+                resized = F.interpolate(given, size=frame.inner, mode="nearest")
+                planes[i] = self._padded(resized, frame.inner, frame.corner)[0, 0]
             if said is not None:
                 free = planes.sum(0) <= 0.5
                 for i in set(range(len(said) - 1)) - set(masks):
@@ -464,9 +463,8 @@ class XMem:
         if not self.hidden:
             return None
         with inference(self.device):
-            new = torch.zeros(
-                objects - (0 if hidden is None else len(hidden)), self.hidden, *frame.grid, device=self.device, dtype=self.dtype
-            )
+            count = objects - (0 if hidden is None else len(hidden))
+            new = torch.zeros(count, self.hidden, *frame.grid, device=self.device, dtype=self.dtype)
             return new if hidden is None else torch.cat([hidden, new])
 
     def remember(
