@@ -164,7 +164,7 @@ def fetch(
 
     if not names:
         for name, card in weights.cards().items():
-            print(f"{name:24} {card.bytes / 1e6:6.0f} MB  {card.licence}")
+            print(f"{name:24} {card.size:>12}  {card.licence}")
     for name in names or ():
         print(weights.fetch(name))
 

@@ -84,6 +84,7 @@ _BUILT_IN = {
     "sam": "sam",
     "sam2": "sam2",
     "sam2long": "sam2long",
+    "xmem": "xmem",
 }  # name → module in this package, imported on first use
 _registry: dict[str, type] = {}
 
