@@ -40,6 +40,8 @@ def main() -> None:
         print(json.dumps(measure(**json.loads(args.one))))
         return
     print(f"{'':34}{'s/frame':>9}{'cpu s':>8}{'ratio':>7}{'peak MB':>9}   " + "".join(f"{s:>10}" for s in STAGES))
+    figure = "seconds" if args.device.startswith("cuda") else "cpu"
+    ours: dict[tuple, float] = {}
     for size in args.image_size:
         for frames in args.frames:
             with tempfile.TemporaryDirectory() as folder:
@@ -61,13 +63,19 @@ def main() -> None:
                         asked = {"folder": folder, "config": args.config, "size": size, "objects": objects, "warm": warm}
                         asked |= {"device": args.device, "threads": args.threads, **row}
                         found = alone(asked)
-                        figure = "seconds" if args.device.startswith("cuda") else "cpu"
                         base = base or found[figure]
+                        ours[size, frames, objects, name] = found[figure]
                         shares = "".join(f"{found['stages'][s]:>9.0%} " for s in STAGES)
                         numbers = (
                             f"{found['seconds']:>9.3f}{found['cpu']:>8.3f}{found[figure] / base:>7.2f}{found['peak']:>9.0f}"
                         )
                         print(f"  {name:32}{numbers}   {shares}", flush=True)
+    for (size, frames, objects, name), value in ours.items():
+        few, large = ours[size, frames, args.objects[0], name], ours[args.image_size[0], frames, objects, name]
+        if objects != args.objects[0]:
+            print(f"{name}, {frames} frames: {objects} objects over {args.objects[0]}: {value / few:.2f}")
+        if size != args.image_size[0]:
+            print(f"{name}, {objects} objects, {frames} frames: size {size} over {args.image_size[0]}: {value / large:.2f}")
 
 
 def alone(asked: dict) -> dict:

@@ -179,3 +179,28 @@ def test_strategies_are_short(name: str) -> None:
 def test_a_class_that_is_no_frozen_dataclass_is_not_registered() -> None:
     with pytest.raises(TypeError, match="frozen dataclass"):
         register("loose")(type("Loose", (), {}))
+
+
+def test_both_directions_are_the_backward_pass_before_the_prompt_and_masks_may_overlap(tmp_path):
+    rng = np.random.default_rng(0)
+    film = rng.integers(0, 255, (7, 64, 96, 3), dtype=np.uint8)
+    one, two = np.zeros((64, 96), bool), np.zeros((64, 96), bool)
+    one[10:40, 10:50], two[30:60, 40:80] = True, True
+    prompts = {3: {1: one}, 5: {2: two}}
+    both = dict(stream(film, prompts, "sam2", model="mini-random", device="cpu", direction="both"))
+    for t, result in stream(film, {3: {1: one}}, "sam2", model="mini-random", device="cpu", direction="backward"):
+        if t < 3:
+            assert both[t].scores[1].present == pytest.approx(result.scores[1].present, abs=1e-5)
+            assert (both[t].masks()[1] == result.masks()[1]).mean() > 0.999  # another batch, another rounding
+    assert set(both[0].masks()) == {1, 2} and set(both[4].masks()) == {1, 2}
+
+
+def test_the_video_command_refuses_what_would_cost_its_source_or_its_work(tmp_path):
+    from vosnb.video_command import run
+
+    source = tmp_path / "v.mp4"
+    source.write_bytes(b"a film")
+    for target in (source, tmp_path / "v.xyz"):
+        with pytest.raises(InputError, match=r"place of its own|ends in"):
+            run(["--video_path", str(source), "--points", "3", "3", "--output_video", str(target), "--overwrite"])
+    assert source.read_bytes() == b"a film"

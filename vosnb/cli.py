@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import InputError, RunFailed
+from .files import check_result
 
 if TYPE_CHECKING:
     from .clip import Clip
@@ -60,8 +61,8 @@ def segment(
     from .segment import segment as verb
     from .show import overlay as draw
 
-    _result(out, (".png",), clip, prompts)
-    _result(overlay, (".png", ".jpg", ".jpeg"), clip, prompts)
+    check_result(out, (".png",), clip, prompts)
+    check_result(overlay, (".png", ".jpg", ".jpeg"), clip, prompts)
     source = _clip(clip)
     if not 0 <= frame < len(source):
         raise InputError(f"a frame from 0 to {len(source) - 1}", frame, "frames count from 0")
@@ -102,8 +103,8 @@ def propagate(
     from .prompts import Prompts
     from .propagate import propagate as verb
 
-    _result(out, (), clip, first)
-    _result(video, (".mp4", ".mov", ".mkv"), clip, first)
+    check_result(out, (), clip, first)
+    check_result(video, (".mp4", ".mov", ".mkv"), clip, first)
     source = _clip(clip)
     if first.suffix.lower() == ".json":
         prompts = Prompts.load(first)
@@ -146,7 +147,7 @@ def evaluate(
     """Compare masks with ground truth: J per object, without the first frame."""
     from .evaluate import evaluate as verb
 
-    _result(out, (".json",), masks, truth)
+    check_result(out, (".json",), masks, truth)
     report = verb(masks, truth, compared={"masks": str(masks), "truth": str(truth)})
     for obj, j in report.J.items():
         print(f"object {obj}: J {j:.4f}")
@@ -221,18 +222,6 @@ def _clip(source: str) -> Clip:
     from .clip import Clip
 
     return Clip(source)
-
-
-def _result(path: Path | None, suffixes: tuple[str, ...], *sources: str | Path | None) -> None:
-    """Before any work: `InputError` where a result has a suffix that we do not write, or would replace what it is made of."""
-    if path is None:
-        return
-    if suffixes and path.suffix.lower() not in suffixes:
-        raise InputError("a name that ends in " + ", ".join(suffixes), path, "choose such a name for the result")
-    for source in filter(None, sources):
-        used = Path(source).resolve()
-        if path.resolve() in (used, *used.parents):
-            raise InputError("a place of its own for the result", f"{path}, which is or holds {source}", "choose another name")
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .errors import InputError
 
-__all__ = ["natural", "replacing", "replacing_folder"]
+__all__ = ["check_result", "natural", "replacing", "replacing_folder"]
 
 HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "host"
 _count = count()
@@ -25,6 +25,18 @@ def natural(path: Path) -> tuple[list[str | int], str]:
     """A key that sorts frames and their masks alike: img2 before img10, whatever the case and the suffix."""
     parts = re.split(r"([0-9]+)", path.stem)
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], path.stem
+
+
+def check_result(path: Path | None, suffixes: tuple[str, ...], *sources: str | Path | None) -> None:
+    """Before any work: `InputError` where a result has a suffix that we do not write, or would replace what it is made of."""
+    if path is None:
+        return
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise InputError("a name that ends in " + ", ".join(suffixes), path, "choose such a name for the result")
+    for source in filter(None, sources):
+        used = Path(source).resolve()
+        if path.resolve() in (used, *used.parents):
+            raise InputError("a place of its own for the result", f"{path}, which is or holds {source}", "choose another name")
 
 
 def _beside(path: Path) -> Path:

@@ -366,8 +366,13 @@ def load(
     `InputError` where the checkpoint is not there (with the command that fetches it), or holds the weights of another network.
     """  # fmt: skip
     if isinstance(model, Sam2):
+        if config is not None or image_size not in (None, model.size) or (postprocess and not model.postprocess) or compile:
+            given = "config, image_size, postprocess or compile beside it"
+            raise InputError("a loaded model as it is", given, "give these to models.sam2.load")
         return model
     name, wanted = str(model), str(pick(device))
+    if name == DRY_RUN and config is not None:
+        raise InputError("mini-random without a config", repr(str(config)), "leave the config out")
     if name == DRY_RUN:
         return _loaded(name, None, str(Path(__file__).with_name("mini.yaml")), image_size, wanted, postprocess, compile)
     card = weights.cards().get(name) or next((c for c in weights.cards().values() if c.file == Path(name).name), None)

@@ -99,7 +99,7 @@ class PathwayTracker:
         """What is still open is decided for each object's best pathway."""
         for o in self.objects.values():
             o.pathways = o.pathways[:1]
-        with inference(self.model.device, precision(self.model.device)):
+        with inference(self.model.device, precision(self.model.device)), _out_of_memory():
             return list(self._report(self.t))
 
     def hypotheses(self, obj: int) -> list[np.ndarray]:
