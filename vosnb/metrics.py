@@ -4,8 +4,8 @@ The definitions are those of DAVIS (Perazzi et al., "A Benchmark Dataset and Eva
 CVPR 2016, section 5; Pont-Tuset et al., "The 2017 DAVIS Challenge on Video Object Segmentation", 2017), to the last bit: two label
 maps give integer counts, and these give J and F. MOSEv2 (Ding et al., 2025) adds F with a tolerance that follows the object's size.
 
-Everything happens in the small window that holds an object in either mask. There, bit 0 is the true mask and bit 1 the found one, so
-that every operation serves both; and rows follow each other with zeros between them, so that any shift is one slice of a flat array.
+Everything happens in the small window that holds an object in either mask, 64 pixels to a word: a boundary is an exclusive or of
+shifted words, a disk a union of shifted runs, an area the number of bits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-__all__ = ["ABSENT", "Score", "Statistics", "compare", "f_measure", "ids_in", "jaccard", "radius", "statistics", "variation"]
+__all__ = ["ABSENT", "Score", "Statistics", "episodes", "f_measure", "ids_in", "jaccard", "radius", "scores", "statistics", "variation"]
 
 
 class Score(NamedTuple):
@@ -62,7 +62,7 @@ def radius(shape: tuple[int, ...], share: float = 0.008) -> float:
     return math.ceil(share * np.linalg.norm(shape))
 
 
-def compare(labels: np.ndarray, truth: np.ndarray, ids: Iterable[int] | None = None, *, mose: bool = False) -> dict[int, Score]:
+def scores(labels: np.ndarray, truth: np.ndarray, ids: Iterable[int] | None = None, *, mose: bool = False) -> dict[int, Score]:
     """`Score` of each object of two label maps (H, W) uint8; by default of those that occur in either, but 0.
 
     `mose`: as the MOSEv2 scorer has it: J = (intersection + 1) / (union + 1), and F · within min(⌈0.1 √area⌉, 0.008 diagonal) of the
@@ -107,6 +107,15 @@ def variation(j: np.ndarray, f: np.ndarray) -> float:
     digits, as published. NaN where there are no frames."""
     both = (np.asarray(j, float) + np.asarray(f, float)) / 2
     return math.sqrt(np.round(np.mean((both - both.mean()) ** 2), 4)) if both.size else math.nan
+
+
+def episodes(absent: np.ndarray) -> tuple[list[slice], list[slice]]:
+    """When an object was gone and when it was back, as MOSEv2 counts it: the spans of frames from each disappearance to the next
+    appearance or the end, and from each reappearance to the next disappearance or the end. `absent` is (T,) bool. An object that
+    begins absent has not disappeared, but then reappears."""
+    edges = [0, *(np.flatnonzero(np.diff(np.asarray(absent, bool))) + 1).tolist(), len(absent)]
+    spans = [slice(a, b) for a, b in zip(edges[1:-1], edges[2:], strict=True)]
+    return [s for s in spans if absent[s.start]], [s for s in spans if not absent[s.start]]
 
 
 # -- one object on one frame ---------------------------------------------------------------------------------------------
