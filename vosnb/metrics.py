@@ -52,8 +52,7 @@ def f_measure(mask: np.ndarray, truth: np.ndarray, tolerance: float | None = Non
     """F: harmonic mean of precision and recall of the boundary pixels of two (H, W) bool masks, within `tolerance` pixels of one
     another, by default `radius((H, W))`. 1 where neither has a boundary (empty, or the whole frame), 0 where one has none."""
     tolerance = radius(truth.shape) if tolerance is None else tolerance
-    masks = (np.asarray(m, bool).view(np.uint8) for m in (truth, mask))
-    _, edges = _packed(*masks, math.ceil(tolerance), (True, True))
+    _, edges = _packed(np.asarray(truth, bool), np.asarray(mask, bool), math.ceil(tolerance))
     return 1.0 if edges is None else _boundary_f(edges, tolerance)
 
 
@@ -68,21 +67,19 @@ def scores(labels: np.ndarray, truth: np.ndarray, ids: Iterable[int] | None = No
     `mose`: as the MOSEv2 scorer has it: J = (intersection + 1) / (union + 1), and F · within min(⌈0.1 √area⌉, 0.008 diagonal) of the
     object's true area. Where that is the latter, both F take it unrounded, which shifts their disk by part of a pixel.
     """
-    frame = truth.shape
     x, y, w, h = cv2.boundingRect(truth | labels)
-    end = (y + h == frame[0], x + w == frame[1])
-    part = slice(max(y - 1, 0), y + h), slice(max(x - 1, 0), x + w)
-    truth, labels = truth[part], labels[part]
+    part = slice(max(y - 1, 0), y + h + 1), slice(max(x - 1, 0), x + w + 1)
+    frame, truth, labels = truth.shape, truth[part], labels[part]
     if ids is None:
-        ids = sorted(ids_in(truth) | ids_in(labels)) if w else ()
-    return {obj: _score((truth == obj).view(np.uint8), (labels == obj).view(np.uint8), frame, end, mose) if w else ABSENT for obj in ids}
+        ids = sorted(ids_in(truth) | ids_in(labels))
+    return {obj: _score(truth == obj, labels == obj, frame, mose) for obj in ids}
 
 
 def ids_in(labels: np.ndarray) -> set[int]:
     """The values that occur in a label map (H, W) uint8, but 0: those with which a run of equal pixels begins."""
     flat = np.ascontiguousarray(labels).ravel()
     starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    return {int(flat[0]), *flat[starts].tobytes()} - {0}
+    return {*flat[:1].tobytes(), *flat[starts].tobytes()} - {0}
 
 
 def statistics(values: np.ndarray, *, wrap: bool = False) -> Statistics:
@@ -121,9 +118,10 @@ def episodes(absent: np.ndarray) -> tuple[list[slice], list[slice]]:
 # -- one object on one frame ---------------------------------------------------------------------------------------------
 
 
-def _score(truth: np.ndarray, found: np.ndarray, frame: tuple[int, int], end: tuple[bool, bool], mose: bool) -> Score:
-    """Of two masks (h, w) uint8, 0 and 1, of a part of the frame (H, W); `end`: is its bottom, its right the frame's own?"""
-    bits, edges = _packed(truth, found, math.ceil(radius(frame)), end)
+def _score(truth: np.ndarray, found: np.ndarray, frame: tuple[int, ...], mose: bool) -> Score:
+    """Of two masks (h, w) bool: a frame (H, W), or the part of it that holds all objects and a pixel more where there is one."""
+    tolerance = radius(frame)
+    bits, edges = _packed(truth, found, tolerance)
     if bits is None:
         return ABSENT
     truth_area, area = _count(bits[0]), _count(bits[1])
@@ -132,47 +130,50 @@ def _score(truth: np.ndarray, found: np.ndarray, frame: tuple[int, int], end: tu
     if shared == union:
         return Score(1.0, 1.0, 1.0 if mose else math.nan, area, truth_area)
     if not mose:
-        return Score(shared / union, _boundary_f(edges, radius(frame)), math.nan, area, truth_area)
+        return Score(shared / union, _boundary_f(edges, tolerance), math.nan, area, truth_area)
     exact = 0.008 * float(np.linalg.norm(frame))
     own = min(math.ceil(0.1 * math.sqrt(truth_area)), exact) if truth_area else exact
     f_dot = _boundary_f(edges, own)
-    f = _boundary_f(edges, radius(frame)) if own < exact else f_dot
+    f = _boundary_f(edges, tolerance) if own < exact else f_dot
     return Score((shared + 1) / (union + 1), f, f_dot, area, truth_area)
 
 
-def _packed(truth: np.ndarray, found: np.ndarray, pad: int, end: tuple[bool, bool]) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-    """(2, h, words) uint64 of both masks and of their boundaries, in the window where either is; None where neither is.
+def _packed(truth: np.ndarray, found: np.ndarray, pad: int) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """(2, h, words) uint64 of both masks (H, W) bool and of their boundaries, in the window where either is; None where neither is.
 
     A pixel is on the boundary if it differs from the pixel to the right, below, or below to the right. Boundaries so lie up and
-    to the left: the window begins a pixel earlier. Beyond the frame's edge the last row and column repeat.
+    to the left: the window begins a pixel earlier. Beyond the frame's edge the last row and column repeat. Each row ends in `pad`
+    zeros, so that what is shifted by as much does not reach the next.
     """
-    x, y, w, h = cv2.boundingRect(truth | found)
-    if not w:
+    height, width = truth.shape
+    words = np.zeros((2, height + 1, (width + pad) // 64 + 1), "<u8")
+    for into, mask in zip(words.view(np.uint8), (truth, found), strict=True):
+        into[:height, : (width + 7) // 8] = np.packbits(mask, axis=1, bitorder="little")
+    either = words[0] | words[1]
+    rows, columns = np.flatnonzero(either.any(axis=1)), np.bitwise_or.reduce(either, axis=0)
+    if not rows.size:
         return None, None
-    y0, x0, bottom, right = max(y - 1, 0), max(x - 1, 0), y + h, x + w
-    height, width = bottom - y0, right - x0
-    stride = -(-(width + max(pad, 1)) // 64) * 64
-    pixels = np.zeros((2, height + 1, stride), np.uint8)
-    for into, mask in zip(pixels, (truth, found), strict=True):
-        part = mask[y0 : bottom + 1, x0 : right + 1]
-        into[: part.shape[0], : part.shape[1]] = part
-    if end[0] and bottom == truth.shape[0]:
-        pixels[:, height] = pixels[:, height - 1]
-    repeat = end[1] and right == truth.shape[1]
-    if repeat:
-        pixels[:, :, width] = pixels[:, :, width - 1]
-    words = np.packbits(pixels, axis=None, bitorder="little").view("<u8").reshape(2, height + 1, stride // 64)
-    inside = _columns(width, stride)
-    east = _shifted(words, 1)
-    edges = words ^ east
-    edges[:, :-1] |= (words[:, :-1] ^ words[:, 1:]) | (words[:, :-1] ^ east[:, 1:])
-    return words[:, :-1] & inside, edges[:, :-1] & inside
+    top, bottom = max(int(rows[0]) - 1, 0), int(rows[-1]) + 1
+    used = np.flatnonzero(columns)
+    first = max(int(used[0]) - int(columns[used[0]] & 1), 0)
+    window = words[:, top : bottom + 1, first : int(used[-1]) + 1 + -(-pad // 64)]
+    bits = window[:, :-1].copy()
+    if bottom == height:
+        words[:, height] = words[:, height - 1]
+    word, bit = divmod(width - 1, 64)
+    if int(columns[word]) >> bit & 1:
+        beyond, at = divmod(width, 64)
+        words[:, :, beyond] |= (words[:, :, word] >> bit & 1) << at
+    east = _shifted(window, 1)
+    edges = window ^ east
+    edges[:, :-1] |= (window[:, :-1] ^ window[:, 1:]) | (window[:, :-1] ^ east[:, 1:])
+    return bits, edges[:, :-1] & _columns(min(width - 64 * first, 64 * window.shape[2] - 1), window.shape[2])
 
 
 @lru_cache(maxsize=4096)
-def _columns(width: int, stride: int) -> np.ndarray:
-    """One row of words whose first `width` bits are set."""
-    return np.packbits(np.arange(stride) < width, bitorder="little").view("<u8")
+def _columns(width: int, words: int) -> np.ndarray:
+    """One row of so many words, whose first `width` bits are set."""
+    return np.packbits(np.arange(64 * words) < width, bitorder="little").view("<u8")
 
 
 def _count(words: np.ndarray) -> int:
