@@ -75,7 +75,9 @@ def vos_benchmark(truth: Path, masks: Path) -> dict[str, float]:
 def alone(task: str, truth: Path, masks: Path) -> tuple[dict[str, float], float, float]:
     """What it finds, its CPU seconds and its peak memory in MB, in a process of its own."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, __file__, "--task", task, truth, masks], check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--task", task, truth, masks], check=True, stdout=subprocess.PIPE, text=True
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = json.loads(done.stdout.splitlines()[-1])
     return found["values"], sum(getattr(after, k) - getattr(before, k) for k in ("ru_utime", "ru_stime")), found["peak"]
@@ -104,14 +106,19 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         truth, masks = (p.resolve() for p in asked.folders) if asked.folders else make(Path(folder))
         for name, protocol in (("davis2017", "davis2017"), ("vos_benchmark", "sa-v")):
-            mine, seconds, peak = min((alone(f"ours:{protocol}", truth, masks) for _ in range(asked.repeat)), key=lambda r: r[1])
+            mine, seconds, peak = min(
+                (alone(f"ours:{protocol}", truth, masks) for _ in range(asked.repeat)), key=lambda r: r[1]
+            )
             print(f"vosnb, {protocol}: {seconds:.2f} s, {peak:.0f} MB, J {mine['J']:.6f} F {mine['F']:.6f}", flush=True)
             if find_spec(name) is None:
                 print(f"  {name} is not installed")
                 continue
-            theirs, their_seconds, their_peak = min((alone(name, truth, masks) for _ in range(asked.repeat)), key=lambda r: r[1])
+            theirs, their_seconds, their_peak = min(
+                (alone(name, truth, masks) for _ in range(asked.repeat)), key=lambda r: r[1]
+            )
             ratio, equal = their_seconds / seconds, all(abs(mine[k] - theirs[k]) < 1e-6 for k in mine)
-            print(f"  {name}: {their_seconds:.2f} s, {their_peak:.0f} MB, {'equal' if equal else theirs}: {ratio:.1f} times (goal {GOALS[name]})")
+            said = f"{'equal' if equal else theirs}: {ratio:.1f} times (goal {GOALS[name]})"
+            print(f"  {name}: {their_seconds:.2f} s, {their_peak:.0f} MB, {said}")
             failed |= not equal or ratio < GOALS[name]
     return int(failed)
 

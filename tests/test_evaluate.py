@@ -62,13 +62,31 @@ def cases(shared, tmp_path_factory):
 
 
 DAVIS = ["J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay"]
-MOSE = {"J": "J-Mean", "F_dot": "F-dot", "F": "F-Mean", "JF_dot": "J&F-dot", "JF": "J&F-Mean", "JF_dot_d": "J&F-dot_d", "JF_dot_r": "J&F-dot_r"}
+MOSE = {
+    "J": "J-Mean",
+    "F_dot": "F-dot",
+    "F": "F-Mean",
+    "JF_dot": "J&F-dot",
+    "JF": "J&F-Mean",
+    "JF_dot_d": "J&F-dot_d",
+    "JF_dot_r": "J&F-dot_r",
+}
 LVOS = {"JF": "G", **{f"{k}_{g}": f"{k}_{g}" for k in "JFV" for g in ("seen", "unseen")}, "V": "V"}
 # (the evaluator, our protocol, its folders, what its global numbers are)
 TOOLS = {
     "davis": ("davis2017", "pred", "gt", lambda found: dict(zip(DAVIS, found, strict=True))),
-    "vosb": ("sa-v", "pred", "gt", lambda found: {k: v / 100 for k, v in zip(("J&F-Mean", "J-Mean", "F-Mean"), found, strict=True)}),
-    "sav_obj": ("sa-v", "sav_pred", "sav_gt", lambda f: {k: v / 100 for k, v in zip(("J&F-Mean", "J-Mean", "F-Mean"), f, strict=True)}),
+    "vosb": (
+        "sa-v",
+        "pred",
+        "gt",
+        lambda found: {k: v / 100 for k, v in zip(("J&F-Mean", "J-Mean", "F-Mean"), found, strict=True)},
+    ),
+    "sav_obj": (
+        "sa-v",
+        "sav_pred",
+        "sav_gt",
+        lambda f: {k: v / 100 for k, v in zip(("J&F-Mean", "J-Mean", "F-Mean"), f, strict=True)},
+    ),
     "mose": ("mose", "pred", "gt", lambda found: {MOSE[k]: v for k, v in found.items()}),
     "lvos": ("lvos", "pred", "lvos", lambda found: {LVOS[k]: found[k] for k in LVOS}),
 }
@@ -83,16 +101,27 @@ def test_every_number_is_the_reference_evaluators(tool, cases):
     checked = 0
     for name, case in golden["cases"].items():
         expected = case.get(tool, {})
-        if expected.get("status") != "ok" or None in (expected["global_"] if tool in ("davis", "vosb") else ()) or not (folder / name).is_dir():
+        if (
+            expected.get("status") != "ok"
+            or None in (expected["global_"] if tool in ("davis", "vosb") else ())
+            or not (folder / name).is_dir()
+        ):
             continue
         if tool == "mose" and name in UNLIKE_MOSE:
             continue
         missing = "empty" if tool == "mose" else "skip"
         report = evaluate(
-            folder / name / masks, folder / name / truth, protocol=protocol, missing=missing, unseen=["R3UJGYwy"] if tool == "lvos" else None
+            folder / name / masks,
+            folder / name / truth,
+            protocol=protocol,
+            missing=missing,
+            unseen=["R3UJGYwy"] if tool == "lvos" else None,
         )
         for key, value in named(expected["global_"]).items():
-            assert report.summary[key] == pytest.approx(math.nan if value is None else value, abs=1e-9, nan_ok=True), (name, key)
+            assert report.summary[key] == pytest.approx(math.nan if value is None else value, abs=1e-9, nan_ok=True), (
+                name,
+                key,
+            )
         frames = expected["per_frame"]
         if tool == "lvos":
             frames = {f"{video}_{obj}": found for video, objects in frames.items() for obj, found in objects.items()}
@@ -196,7 +225,10 @@ def test_gaps_between_ids_count_in_davis_only(pair):
 def test_a_late_object_of_a_higher_id_counts_but_in_davis(pair):
     truth = film(1, 2)
     truth[:4][truth[:4] == 2] = 0
-    lengths = {p: {k: len(v) for k, v in pair(truth, truth, p).frames.items()} for p in ("davis2017", "mose", "sa-v", "lvos", "youtube-vos")}
+    lengths = {
+        p: {k: len(v) for k, v in pair(truth, truth, p).frames.items()}
+        for p in ("davis2017", "mose", "sa-v", "lvos", "youtube-vos")
+    }
     assert lengths == {
         "davis2017": {"a_1": 6},
         "mose": {"a_1": 6, "a_2": 6},
@@ -286,7 +318,9 @@ def test_filtered_indexed_pngs_are_read_too(tmp_path):
     head[25] = 3
     head[29:33] = zlib.crc32(head[12:29]).to_bytes(4, "big")
     palette = b"PLTE" + bytes(768)
-    (tmp_path / "a.png").write_bytes(head + (768).to_bytes(4, "big") + palette + zlib.crc32(palette).to_bytes(4, "big") + grey[33:])
+    (tmp_path / "a.png").write_bytes(
+        head + (768).to_bytes(4, "big") + palette + zlib.crc32(palette).to_bytes(4, "big") + grey[33:]
+    )
     assert (_read(tmp_path / "a.png") == labels).all()
 
 
@@ -375,7 +409,7 @@ def test_the_report_folder_is_whole_and_shows_the_worst_frame(pair, tmp_path):
     }  # fmt: skip
     page = (tmp_path / "out" / "index.html").read_text()
     assert "a_2, frame 00004: J 0.000" in page and "data:image/png;base64," in page and page.count("<polyline") == 4
-    table = list(csv.DictReader((tmp_path / "out" / "per-frame.csv").open()))
+    table = list(csv.DictReader((tmp_path / "out" / "per-frame.csv").read_text().splitlines()))
     assert len(table) == 12 and {r["frame"] for r in table if float(r["J"]) == 0} == {"00004"}
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert found["summary"]["J-Mean"] == report.mean and found["about"]["sequences"] == ["a"]
@@ -389,7 +423,9 @@ def test_the_worst_masks_are_drawn_on_the_frames(pair, tmp_path):
     for t in range(8):
         (tmp_path / "jpg" / "a").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (90, 60), (200, 200, 200)).save(tmp_path / "jpg" / "a" / f"{t:05d}.jpg")
-    assert "data:image/jpeg;base64," in report.save(tmp_path / "out", images=tmp_path / "jpg").joinpath("index.html").read_text()
+    assert (
+        "data:image/jpeg;base64," in report.save(tmp_path / "out", images=tmp_path / "jpg").joinpath("index.html").read_text()
+    )
     with pytest.raises(InputError, match="frames to draw on"):
         report.save(tmp_path / "other", images=tmp_path)
 

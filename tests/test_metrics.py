@@ -26,16 +26,23 @@ def slow_boundary(mask):
 def slow_near(boundary, inside):
     """Pixels that see a boundary pixel at one of the offsets (dy, dx)."""
     found = np.zeros_like(boundary)
-    for y, x in np.argwhere(boundary):
-        for dy, dx in inside:
-            if 0 <= y - dy < boundary.shape[0] and 0 <= x - dx < boundary.shape[1]:
-                found[y - dy, x - dx] = True
+    (height, width), at = boundary.shape, np.argwhere(boundary)
+    for offset in inside:
+        y, x = (at - offset).T
+        within = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        found[y[within], x[within]] = True
     return found
 
 
 def slow_f(mask, truth, r):
     steps = np.arange(-r, r + 1)
-    inside = [(i - len(steps) // 2, k - len(steps) // 2) for i, a in enumerate(steps) for k, b in enumerate(steps) if a * a + b * b <= r * r]
+    inside = [
+        (i - len(steps) // 2, k - len(steps) // 2)
+        for i, a in enumerate(steps)
+        for k, b in enumerate(steps)
+        if a * a + b * b <= r * r
+    ]
+    inside = inside or [(0, 0)]
     a, b = slow_boundary(mask), slow_boundary(truth)
     if not a.any() or not b.any():
         return float(a.any() == b.any())
@@ -121,7 +128,14 @@ LEFT[:, :40] = True
 
 @pytest.mark.parametrize(
     "mask, truth, j, f",
-    [(EMPTY, EMPTY, 1, 1), (LEFT, EMPTY, 0, 0), (EMPTY, LEFT, 0, 0), (FULL, FULL, 1, 1), (EMPTY, FULL, 0, 1), (LEFT, FULL, 0.5, 0)],
+    [
+        (EMPTY, EMPTY, 1, 1),
+        (LEFT, EMPTY, 0, 0),
+        (EMPTY, LEFT, 0, 0),
+        (FULL, FULL, 1, 1),
+        (EMPTY, FULL, 0, 1),
+        (LEFT, FULL, 0.5, 0),
+    ],
     ids=["both empty", "false positive", "missed", "whole frame", "whole frame missed: it has no boundary", "half of it"],
 )
 def test_empty_masks_and_empty_boundaries(mask, truth, j, f):

@@ -139,7 +139,9 @@ def video(context: typer.Context) -> None:
 
 @app.command()
 def evaluate(
-    results: Annotated[list[Path], typer.Argument(help="Folders of PNGs, or of a folder of PNGs per sequence; several compare.")],
+    results: Annotated[
+        list[Path], typer.Argument(help="Folders of PNGs, or of a folder of PNGs per sequence; several compare.")
+    ],
     truth: Annotated[Path, typer.Argument(help="The same of the ground truth.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A report.json to write, or a folder for all tables.")] = None,
     protocol: Annotated[str | None, typer.Option(help="davis2016, davis2017, youtube-vos, lvos, mose or sa-v.")] = None,
@@ -159,7 +161,13 @@ def evaluate(
     chosen = {name: [line.strip() for line in lines if line.strip()] for name, lines in lists.items()}
     reports = {
         _name(masks, results): verb(
-            masks, truth, protocol=protocol, missing=missing, jobs=jobs, compared={"masks": str(masks), "truth": str(truth)}, **chosen
+            masks,
+            truth,
+            protocol=protocol,
+            missing=missing,
+            jobs=jobs,
+            compared={"masks": str(masks), "truth": str(truth)},
+            **chosen,
         )
         for masks in results
     }
@@ -176,7 +184,9 @@ def evaluate(
     done = Comparison(reports) if len(reports) > 1 else next(iter(reports.values()))
     if isinstance(done, Comparison):
         for name, gain in done.differences.items():
-            print(f"{name}: J&F {gain.mean:+.4f} ({gain.low:+.4f} … {gain.high:+.4f}), {gain.better} objects better, {gain.worse} worse")
+            print(
+                f"{name}: J&F {gain.mean:+.4f} ({gain.low:+.4f} … {gain.high:+.4f}), {gain.better} objects better, {gain.worse} worse"
+            )
     if out:
         print(done.save(out) if out.suffix else done.save(out, overwrite=overwrite, images=images))
 
@@ -263,7 +273,9 @@ def _result(path: Path | None, suffixes: tuple[str, ...], *sources: str | Path |
 
 def _name(folder: Path, among: list[Path]) -> str:
     """What to call one of several results: its last part, or all of it where these are the same."""
-    return folder.name if [f.name for f in among].count(folder.name) == 1 else "_".join(p for p in folder.parts if p not in "/..")
+    return (
+        folder.name if [f.name for f in among].count(folder.name) == 1 else "_".join(p for p in folder.parts if p not in "/..")
+    )
 
 
 def _pair(text: str) -> tuple[str, str]:

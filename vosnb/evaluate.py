@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from hashlib import sha256
@@ -162,7 +163,15 @@ class Report:
         """
         j, f = ([statistics(v, wrap=bool(self.protocol and self.protocol.wrap)) for v in values] for values in self._values())
         (jm, jr, jd), (fm, fr, fd) = np.mean(j, axis=0).tolist(), np.mean(f, axis=0).tolist()
-        found = {"J&F-Mean": (jm + fm) / 2, "J-Mean": jm, "J-Recall": jr, "J-Decay": jd, "F-Mean": fm, "F-Recall": fr, "F-Decay": fd}
+        found = {
+            "J&F-Mean": (jm + fm) / 2,
+            "J-Mean": jm,
+            "J-Recall": jr,
+            "J-Decay": jd,
+            "F-Mean": fm,
+            "F-Recall": fr,
+            "F-Decay": fd,
+        }
         if self.protocol and self.protocol.f_dot:
             f_dot = float(np.mean([np.mean(t.f_dot) for t in self.tracks]))
             own = {"J&F-dot": (jm + f_dot) / 2, "F-dot": f_dot}
@@ -215,7 +224,8 @@ class Report:
         """All of it for JSON, in full precision; NaN is None."""
         objects = [
             {
-                "sequence": t.sequence, "object": t.object, "group": t.group, "frames": list(t.frames), "J": t.j.tolist(), "F": t.f.tolist(),
+                "sequence": t.sequence, "object": t.object, "group": t.group, "frames": list(t.frames),
+                "J": t.j.tolist(), "F": t.f.tolist(),
                 **({"F-dot": t.f_dot.tolist()} if self.protocol and self.protocol.f_dot else {}),
                 "area": t.scores[:, 3].tolist(), "true area": t.scores[:, 4].tolist(),
             }
@@ -352,7 +362,8 @@ def evaluate(
         )
     scored = list(dict.fromkeys(t.sequence for t in tracks))
     about = {
-        "masks": str(found_at), "truth": str(truth_at), "sequences": scored, "sequences sha256": sha256("\n".join(scored).encode()).hexdigest(),
+        "masks": str(found_at), "truth": str(truth_at), "sequences": scored,
+        "sequences sha256": sha256("\n".join(scored).encode()).hexdigest(),
         "objects": len(tracks), "frames": len({(t.sequence, name) for t in tracks for name in t.frames}),
         "seconds": round(time.monotonic() - begun, 3), **about,
     }  # fmt: skip
@@ -397,7 +408,13 @@ class _Plan(NamedTuple):
 
 
 def _plans(
-    protocol: Protocol, found_at: Path, truth_at: Path, sequences: Iterable[str] | None, meta: dict[str, Any], missing: str, notes: list[str]
+    protocol: Protocol,
+    found_at: Path,
+    truth_at: Path,
+    sequences: Iterable[str] | None,
+    meta: dict[str, Any],
+    missing: str,
+    notes: list[str],
 ) -> Iterator[_Plan]:
     if _pngs(truth_at):
         here = {"": truth_at}
@@ -414,20 +431,26 @@ def _plans(
             notes.append(f"{name}: there are no masks of it; left out.")
             continue
         parts: dict[str | None, tuple[Path, Path]] = {None: (found[name], folder)}
-        if not _pngs(folder):
+        if not folder.is_dir() or not _pngs(folder):
             subfolders = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
             parts = {sub: (found[name] / sub, folder / sub) for sub in subfolders if _pngs(folder / sub)}
             if not parts:
-                raise InputError("a folder of PNG masks", f"{folder}, which holds none", "check the path, and the list of sequences")
+                raise InputError(
+                    "a folder of PNG masks", f"{folder}, which holds none", "check the path, and the list of sequences"
+                )
         for obj, (masks, truth) in parts.items():
             frames = _pngs(truth)
             inner = frames[1:-1] if protocol.frames == "inner" else frames
             if not inner:
-                notes.append(f"{name or folder.name}: {len(frames)} frames, of which the first and last do not count; left out.")
+                notes.append(
+                    f"{name or folder.name}: {len(frames)} frames, of which the first and last do not count; left out."
+                )
                 continue
             have = {*_pngs(masks)} if masks.is_dir() else set()
             pairs = {f: (masks / f"{f}.png" if f in have else None, truth / f"{f}.png") for f in inner}
-            gone = (masks,) if not masks.is_dir() else tuple(masks / f"{f}.png" for f, (path, _) in pairs.items() if path is None)
+            gone = (
+                (masks,) if not masks.is_dir() else tuple(masks / f"{f}.png" for f, (path, _) in pairs.items() if path is None)
+            )
             ids = None
             if obj is not None or protocol.objects == "one":
                 ids = (1,)
@@ -463,7 +486,9 @@ def _meta(truth_at: Path) -> dict[str, dict[str, Any]]:
                 objects = {name: video["objects"] for name, video in videos.items()}
                 return {n: found if isinstance(found, dict) else dict.fromkeys(found, {}) for n, found in objects.items()}
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError('{"videos": {NAME: {"objects": …}}}', f"{path} ({error!r})", "take the data set's own file") from error
+                raise InputError(
+                    '{"videos": {NAME: {"objects": …}}}', f"{path} ({error!r})", "take the data set's own file"
+                ) from error
     return {}
 
 
@@ -536,8 +561,8 @@ class _Task(NamedTuple):
     f_dot: bool
 
 
-def _score_block(task: _Task) -> list[dict[int, Score]] | InputError:
-    """Per frame the scores of what occurs. An error comes back as a value: so it reaches the parent whole."""
+def _score_block(task: _Task) -> list[dict[int, Score]] | tuple[str, str, str]:
+    """Per frame the scores of what occurs; or the three parts of an `InputError`, which itself does not pass between processes."""
     found = []
     try:
         for mask_at, truth_at in task.pairs:
@@ -553,7 +578,7 @@ def _score_block(task: _Task) -> list[dict[int, Score]] | InputError:
             ids = task.ids if task.ids and mask.max() <= len(task.ids) else None
             found.append(scores(mask, truth, ids, mose=task.f_dot))
     except InputError as error:
-        return error
+        return error.expected, str(error.got), error.do
     return found
 
 
@@ -570,13 +595,13 @@ def _scored(plans: Sequence[_Plan], protocol: Protocol, jobs: int) -> Iterator[d
     found: list[dict[str, dict[int, Score]]] = [{} for _ in plans]
     work = [task for _, _, task in tasks]
     if jobs > 1 and len(work) > 1:
-        with get_context("spawn").Pool(min(jobs, len(work))) as pool:
-            results: Iterable[Any] = list(pool.imap(_score_block, work))
+        with ProcessPoolExecutor(min(jobs, len(work)), get_context("spawn")) as pool:
+            results: Iterable[Any] = list(pool.map(_score_block, work))
     else:
         results = map(_score_block, work)
     for (number, block, _), result in zip(tasks, results, strict=True):
-        if isinstance(result, InputError):
-            raise result
+        if isinstance(result, tuple):
+            raise InputError(*result)
         found[number].update(zip(block, result, strict=True))
     yield from found
 
@@ -597,7 +622,12 @@ def _read_pair(found_at: Path, truth_at: Path, protocol: Protocol, track: Track,
 
 
 def _tracks(
-    plan: _Plan, found: dict[str, dict[int, Score]], protocol: Protocol, meta: dict[str, Any], unseen: Collection[str] | None, notes: list[str]
+    plan: _Plan,
+    found: dict[str, dict[int, Score]],
+    protocol: Protocol,
+    meta: dict[str, Any],
+    unseen: Collection[str] | None,
+    notes: list[str],
 ) -> Iterator[Track]:
     where = plan.sequence or "the sequence"
     in_truth = {i for frame in found.values() for i, s in frame.items() if s.truth_area}
@@ -615,7 +645,9 @@ def _tracks(
         if never := sorted({*ids} & in_truth - in_masks):
             notes.append(f"{where}: object {_few(never)} is nowhere in the masks.")
         if protocol.objects == "first" and (phantom := sorted({*ids} - in_truth)):
-            notes.append(f"{where}: object {_few(phantom)} is on no frame scored; where it is not found it counts as 1, as in DAVIS' code.")
+            notes.append(
+                f"{where}: object {_few(phantom)} is on no frame scored; where it is not found it counts as 1, as in DAVIS' code."
+            )
     if plan.lost:
         notes.append(f"{where}: there are no masks of it; scores 0.")
     if plan.object is not None and not ids and not plan.lost:
@@ -682,7 +714,9 @@ class Comparison:
         for name, report in zip(list(self.reports)[1:], others, strict=True):
             if {t.key: t.frames for t in report.tracks} != {t.key: t.frames for t in first.tracks}:
                 raise InputError(
-                    "reports of the same objects and frames", f"others in {name!r}", "evaluate all by one protocol, on the same sequences"
+                    "reports of the same objects and frames",
+                    f"others in {name!r}",
+                    "evaluate all by one protocol, on the same sequences",
                 )
 
     @cached_property

@@ -18,7 +18,19 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-__all__ = ["ABSENT", "Score", "Statistics", "episodes", "f_measure", "ids_in", "jaccard", "radius", "scores", "statistics", "variation"]
+__all__ = [
+    "ABSENT",
+    "Score",
+    "Statistics",
+    "episodes",
+    "f_measure",
+    "ids_in",
+    "jaccard",
+    "radius",
+    "scores",
+    "statistics",
+    "variation",
+]
 
 
 class Score(NamedTuple):
@@ -226,8 +238,8 @@ def _dilated(edges: np.ndarray, tolerance: float) -> np.ndarray:
 def _disk(tolerance: float) -> tuple[tuple[int, int, tuple[int, ...]], ...]:
     """(first column, last column, the rows that reach so far) of the pixels within `tolerance`, the narrowest first.
 
-    A fractional tolerance counts from -tolerance in steps of 1 and takes the middle of these for 0, as scikit-image's `disk`
-    and OpenCV do together.
+    That is at least the pixel itself. A fractional tolerance counts from -tolerance in steps of 1 and takes the middle of these
+    for 0, as scikit-image's `disk` and OpenCV do together.
     """
     steps = np.arange(-tolerance, tolerance + 1)
     inside = steps**2 + steps[:, None] ** 2 <= tolerance**2
@@ -236,4 +248,5 @@ def _disk(tolerance: float) -> tuple[tuple[int, int, tuple[int, ...]], ...]:
         if columns.any():
             found = np.flatnonzero(columns) - len(steps) // 2
             runs.setdefault((int(found[0]), int(found[-1])), []).append(row - len(steps) // 2)
-    return tuple((first, last, tuple(rows)) for (first, last), rows in sorted(runs.items(), key=lambda run: run[0][1] - run[0][0]))
+    ordered = sorted((runs or {(0, 0): [0]}).items(), key=lambda run: run[0][1] - run[0][0])
+    return tuple((first, last, tuple(rows)) for (first, last), rows in ordered)

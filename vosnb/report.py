@@ -70,7 +70,8 @@ def comparison_page(comparison: Comparison) -> str:
     rows = [[name, *report.summary.values()] for name, report in comparison.reports.items()]
     gains = [[n, d.mean, d.low, d.high, d.better, d.worse] for n, d in comparison.differences.items()]
     objects = [
-        [str(key), *((r.J[key] + r.F[key]) / 2 for r in comparison.reports.values())] for key in next(iter(comparison.reports.values())).J
+        [str(key), *((r.J[key] + r.F[key]) / 2 for r in comparison.reports.values())]
+        for key in next(iter(comparison.reports.values())).J
     ]
     links = " · ".join(f"<a href='{escape(name)}/index.html'>{escape(name)}</a>" for name in names)
     return "".join(
@@ -143,7 +144,8 @@ def _curve(track: Track, width: int = 360, height: int = 70) -> str:
     step = width / max(len(track.frames) - 1, 1)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], track.absent, [0]]))).reshape(-1, 2)
     bands = "".join(
-        f"<rect x='{(a - 0.5) * step:.1f}' y='0' width='{(b - a) * step:.1f}' height='{height}' fill='#ddd'/>" for a, b in edges.tolist()
+        f"<rect x='{(a - 0.5) * step:.1f}' y='0' width='{(b - a) * step:.1f}' height='{height}' fill='#ddd'/>"
+        for a, b in edges.tolist()
     )
     lines = ""
     for values, color in ((track.f, "#e69f00"), (track.j, "#0072b2")):
@@ -161,8 +163,6 @@ def _numbers(track: Track) -> list[float]:
 
 def _table(columns: list[str], rows: list[list[Any]]) -> str:
     head = "".join(f"<th>{escape(c)}</th>" for c in columns)
-    cells = (
-        "".join(f"<td>{f'{v:.3f}' if isinstance(v, float) else escape(str(v))}</td>" for v in row) for row in rows
-    )
+    cells = ("".join(f"<td>{f'{v:.3f}' if isinstance(v, float) else escape(str(v))}</td>" for v in row) for row in rows)
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
