@@ -263,7 +263,7 @@ def test_missing_masks_are_one_error_or_empty(pair, tmp_path):
     for name in ("00003", "00005"):
         (tmp_path / "masks" / "a" / f"{name}.png").unlink()
     again = [tmp_path / "masks", tmp_path / "truth"]
-    with pytest.raises(InputError, match="00003.png, .*00005.png"):
+    with pytest.raises(InputError, match=r"00003\.png, .*00005\.png"):
         evaluate(*again, protocol="davis2017")
     assert evaluate(*again, protocol="davis2017", missing="empty").mean == pytest.approx(4 / 6)
     for name in ("00000", "00007"):  # the first and last do not count
@@ -336,7 +336,7 @@ def test_damaged_and_coloured_masks_are_refused_by_name(harm, pair, tmp_path):
             at = data.index(b"IDAT") + 14
             data[at] ^= 255
         path.write_bytes({"cut": data[:-30], "flip": data, "empty": b""}[harm])
-    with pytest.raises(InputError, match="00004.png"):
+    with pytest.raises(InputError, match=r"00004\.png"):
         evaluate(tmp_path / "masks", tmp_path / "truth", protocol="davis2017")
 
 
@@ -367,7 +367,7 @@ def test_youtube_vos_scores_the_frames_that_its_meta_lists_and_groups_by_categor
     four = [report.J["a_1"], report.F["a_1"], report.J["a_2"], report.F["a_2"]]
     assert report.headline == ("G", pytest.approx(np.mean(four)))
     (tmp_path / "meta.json").write_text("[]")
-    with pytest.raises(InputError, match="meta.json"):
+    with pytest.raises(InputError, match=r"meta\.json"):
         pair(film(1), film(1), "youtube-vos")
 
 
@@ -377,7 +377,7 @@ def test_processes_change_nothing_and_their_errors_come_back(pair, tmp_path):
     several = evaluate(tmp_path / "masks", tmp_path / "truth", protocol="davis2017", jobs=2)
     assert several.frames == alone.frames and several.F == alone.F
     write_labels(tmp_path / "masks" / "a" / "00050.png", truth[0, ::2])
-    with pytest.raises(InputError, match="00050.png"):
+    with pytest.raises(InputError, match=r"00050\.png"):
         evaluate(tmp_path / "masks", tmp_path / "truth", protocol="davis2017", jobs=2)
 
 

@@ -484,7 +484,7 @@ def _meta(truth_at: Path) -> dict[str, dict[str, Any]]:
             try:
                 videos = json.loads(path.read_text())["videos"]
                 objects = {name: video["objects"] for name, video in videos.items()}
-                return {n: found if isinstance(found, dict) else dict.fromkeys(found, {}) for n, found in objects.items()}
+                return {n: found if isinstance(found, dict) else {key: {} for key in found} for n, found in objects.items()}
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(
                     '{"videos": {NAME: {"objects": …}}}', f"{path} ({error!r})", "take the data set's own file"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import cv2
@@ -123,7 +124,7 @@ def episodes(absent: np.ndarray) -> tuple[list[slice], list[slice]]:
     appearance or the end, and from each reappearance to the next disappearance or the end. `absent` is (T,) bool. An object that
     begins absent has not disappeared, but then reappears."""
     edges = [0, *(np.flatnonzero(np.diff(np.asarray(absent, bool))) + 1).tolist(), len(absent)]
-    spans = [slice(a, b) for a, b in zip(edges[1:-1], edges[2:], strict=True)]
+    spans = [slice(a, b) for a, b in pairwise(edges[1:])]
     return [s for s in spans if absent[s.start]], [s for s in spans if not absent[s.start]]
 
 
