@@ -11,7 +11,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 lab: $(READY)
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks --MappingKernelManager.root_dir="$(CURDIR)"
 
 # torch first: sam2 is an sdist that looks at the installed torch while it builds.
 $(READY): pyproject.toml

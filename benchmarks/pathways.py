@@ -6,6 +6,7 @@
 
 Weights are random (seeded), with every object held visible, so that memories are full: speed does not depend on what they say.
 Every row is a process of its own, so that peak memory is its own too; ratios are to the predictor with the same number of objects.
+On a CPU the ratio is of processor time, which other work on the machine disturbs less than the clock; `--threads 1` makes it steady.
 """
 
 from __future__ import annotations
@@ -31,13 +32,16 @@ def main() -> None:
     p.add_argument("--pathways", type=int, nargs="+", default=[1, 3])
     p.add_argument("--warm", type=int, default=20, help="frames before the clock starts: memories fill up")
     p.add_argument("--device", default="cpu")
+    p.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     p.add_argument("--no-predictor", action="store_true", help="leave the predictor out (it holds all frames)")
     p.add_argument("--one", help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.one:
         print(json.dumps(measure(**json.loads(args.one))))
         return
-    print(f"{'':34}{'s/frame':>9}{'ratio':>7}{'peak MB':>9}   " + "".join(f"{s:>10}" for s in STAGES))
+    print(f"{'':34}{'s/frame':>9}{'cpu s':>8}{'ratio':>7}{'peak MB':>9}   " + "".join(f"{s:>10}" for s in STAGES))
+    figure = "seconds" if args.device.startswith("cuda") else "cpu"
+    ours: dict[tuple, float] = {}
     for size in args.image_size:
         for frames in args.frames:
             with tempfile.TemporaryDirectory() as folder:
@@ -55,15 +59,23 @@ def main() -> None:
                     print(f"{args.config} {size or ''}, {objects} object{'s' * (objects > 1)}, {frames} frames, {args.device}")
                     base = None
                     for name, row in rows:
-                        asked = {"folder": folder, "config": args.config, "size": size, "objects": objects, "warm": min(args.warm, frames // 2),
-                                 "device": args.device, **row}  # fmt: skip
+                        warm = min(args.warm, frames // 2)
+                        asked = {"folder": folder, "config": args.config, "size": size, "objects": objects, "warm": warm}
+                        asked |= {"device": args.device, "threads": args.threads, **row}
                         found = alone(asked)
-                        base = base or found["seconds"]
+                        base = base or found[figure]
+                        ours[size, frames, objects, name] = found[figure]
                         shares = "".join(f"{found['stages'][s]:>9.0%} " for s in STAGES)
-                        print(
-                            f"  {name:32}{found['seconds']:>9.3f}{found['seconds'] / base:>7.2f}{found['peak']:>9.0f}   {shares}",
-                            flush=True,
+                        numbers = (
+                            f"{found['seconds']:>9.3f}{found['cpu']:>8.3f}{found[figure] / base:>7.2f}{found['peak']:>9.0f}"
                         )
+                        print(f"  {name:32}{numbers}   {shares}", flush=True)
+    for (size, frames, objects, name), value in ours.items():
+        few, large = ours[size, frames, args.objects[0], name], ours[args.image_size[0], frames, objects, name]
+        if objects != args.objects[0]:
+            print(f"{name}, {frames} frames: {objects} objects over {args.objects[0]}: {value / few:.2f}")
+        if size != args.image_size[0]:
+            print(f"{name}, {objects} objects, {frames} frames: size {size} over {args.image_size[0]}: {value / large:.2f}")
 
 
 def alone(asked: dict) -> dict:
@@ -83,7 +95,9 @@ def write_frames(folder: Path, count: int) -> None:
         Image.fromarray(noise[:, 2 * t : 2 * t + 480]).save(folder / f"{t:05d}.jpg", quality=90)
 
 
-def measure(folder: str, config: str, size: int, objects: int, warm: int, device: str, by: str, **settings) -> dict:
+def measure(
+    folder: str, config: str, size: int, objects: int, warm: int, device: str, threads: int, by: str, **settings
+) -> dict:
     import numpy as np
     import torch
 
@@ -91,11 +105,13 @@ def measure(folder: str, config: str, size: int, objects: int, warm: int, device
     from vosnb.models.sam2 import Sam2
     from vosnb.strategies import get
 
+    if threads:
+        torch.set_num_threads(threads)
     clip, network = Clip(folder), build(config, size or None, by == "predictor", device)
     masks = {obj: np.zeros((270, 480), bool) for obj in range(1, objects + 1)}
     for obj, mask in masks.items():
         mask[20 + 15 * obj : 80 + 15 * obj, 40 * obj : 40 * obj + 80] = True
-    times, spent = [], dict.fromkeys(STAGES, 0.0)
+    times, cpu, spent = [], [], dict.fromkeys(STAGES, 0.0)
     sync = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     if by == "predictor":
         from contextlib import redirect_stderr
@@ -112,6 +128,7 @@ def measure(folder: str, config: str, size: int, objects: int, warm: int, device
             for _ in network.propagate_in_video(state):
                 sync()
                 times.append(time.perf_counter())
+                cpu.append(time.process_time())
     else:
         model = Sam2(network)
         strategy = get(by, model=model, **settings, **({"iou_thre": -1.0} if by == "sam2long" else {}))
@@ -136,13 +153,19 @@ def measure(folder: str, config: str, size: int, objects: int, warm: int, device
 
             tracker.step(image, {obj: Prompt(mask=m) for obj, m in masks.items()} if t == 0 else {})
             times.append(time.perf_counter())
+            cpu.append(time.process_time())
     peak = (
         torch.cuda.max_memory_allocated() / 1e6
         if device.startswith("cuda")
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     )
     each = np.diff(times[warm:])  # the median, as the machine may be shared
-    return {"seconds": float(np.median(each)), "peak": peak, "stages": {k: v / each.sum() for k, v in spent.items()}}
+    return {
+        "seconds": float(np.median(each)),
+        "cpu": float(np.median(np.diff(cpu[warm:]))),
+        "peak": peak,
+        "stages": {k: v / each.sum() for k, v in spent.items()},
+    }
 
 
 def build(config: str, size: int | None, predictor: bool, device: str):

@@ -410,7 +410,7 @@ def normalised(image: Any, image_size: int) -> torch.Tensor:
 def small_world(
     seed: int, frames: int = 14, objects: int = 1
 ) -> tuple[Any, list[torch.Tensor], dict[int, tuple[int, np.ndarray]]]:
-    """A small network, a clip of moving discs (60×80 pixels) and a prompt per object: what `propagate_oracle` takes.
+    """A small network, the clip of `small_clip` and a prompt per object: what `propagate_oracle` takes.
 
     Its two heads are centred on this clip and amplified, so that object scores straddle 0 and ±2 and predicted IoUs differ:
     certain and uncertain frames, visible and occluded, branches that win and branches that die.
@@ -418,31 +418,36 @@ def small_world(
     network = fill(build_network(overrides=SMALL), seed, SMALL_GAINS)
     pictures, prompts = small_clip(seed, frames, objects)
     images = [normalised(picture, network.image_size) for picture in pictures]
-    return centred(network, lambda: propagate_oracle(network, images, prompts)), images, prompts
+    return centred(network, lambda: propagate_oracle(network, images, prompts, P=1)), images, prompts
 
 
 def small_clip(seed: int, frames: int = 14, objects: int = 1) -> tuple[np.ndarray, dict[int, tuple[int, np.ndarray]]]:
-    """The clip and the prompts of `small_world`: (T, 60, 80, 3) uint8, and an object's frame and (60, 80) bool mask."""
+    """Moving discs in noise under a flickering light, (T, 60, 80, 3) uint8; an object's frame and (60, 80) bool mask."""
     y, x = np.mgrid[:60, :80]
     discs = [(18 + 15 * k, 15 + 12 * k, 3 - 2 * k) for k in range(objects)]  # centre, and speed in pixels per frame
-    pictures = np.random.default_rng(seed).integers(0, 120, (1, 60, 80, 3), dtype=np.uint8).repeat(frames, axis=0)
+    pictures = np.random.default_rng(seed).integers(0, 60, (frames, 60, 80, 3), dtype=np.uint8)
     for t, picture in enumerate(pictures):
+        picture += np.uint8(2 * (5 * t % 8))
         for k, (cx, cy, speed) in enumerate(discs):
             picture[(x - cx - speed * t) ** 2 + (y - cy) ** 2 < 100] = (230 - 60 * k, 60, 30 + 60 * k)
     return pictures, {k + 1: (0, (x - cx) ** 2 + (y - cy) ** 2 < 100) for k, (cx, cy, _) in enumerate(discs)}
 
 
 def centred(network: Any, run: Callable[[], Any]) -> Any:
-    """Centres the heads of predicted IoU and object score on what they say during `run`, and amplifies them."""
+    """Amplifies the heads of predicted IoU and object score, and centres them on what they say during `run`.
+
+    Twice, for what they say changes what is remembered.
+    """
     decoder = network.sam_mask_decoder
-    heads = {decoder.iou_prediction_head.layers[-1]: 10.0, decoder.pred_obj_score_head.layers[-1]: 30.0}
-    said: dict[Any, list[torch.Tensor]] = {head: [] for head in heads}
-    hooks = [head.register_forward_hook(lambda head, _, out: said[head].append(out)) for head in heads]
-    run()
-    for hook in hooks:
-        hook.remove()
+    heads = {decoder.iou_prediction_head.layers[-1]: 30.0, decoder.pred_obj_score_head.layers[-1]: 8.0}
     for head, gain in heads.items():
-        with torch.no_grad():
-            head.bias.sub_(torch.cat(said[head]).mean(0)).mul_(gain)
-            head.weight.mul_(gain)
+        head.weight.data *= gain
+    for _ in range(2):
+        said: dict[Any, list[torch.Tensor]] = {head: [] for head in heads}
+        hooks = [head.register_forward_hook(lambda head, _, out, said=said: said[head].append(out)) for head in heads]
+        run()
+        for hook in hooks:
+            hook.remove()
+        for head, values in said.items():
+            head.bias.data -= torch.cat(values).quantile(0.5, dim=0)
     return network

@@ -173,10 +173,10 @@ def test_an_anti_aliased_first_mask_is_refused_or_snapped(film, moving, vosnb, r
 
 def test_results_are_replaced_only_when_asked(film, vosnb, refuses):
     Path("masks").mkdir()
-    Path("masks/mine.txt").write_text("mine")
+    Path("masks/00099.png").write_text("mine")
     refuses("propagate", film / "film.mp4", film / "first.png", "-o", "masks", says="masks to be new or empty")
     assert vosnb("propagate", film / "film.mp4", film / "first.png", "-o", "masks", "--overwrite").code == 0
-    assert not Path("masks/mine.txt").exists() and len(Masks("masks")) == 6
+    assert not Path("masks/00099.png").exists() and len(Masks("masks")) == 6
 
 
 def test_evaluate_prints_and_saves(film, vosnb):
@@ -437,7 +437,7 @@ def test_a_mask_that_is_cut_off_is_refused(film, refuses, tmp_path):
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (["--by", "magic"], "a strategy among flow, sam"),
+        (["--by", "magic"], "a strategy among flow"),
         (["--set", "speed=9"], "a setting of flow among tolerance, quality, model"),
         (["--set", "tolerance=much"], "flow's tolerance as float"),
         (["--set", "tolerance=-1"], "above 0"),
@@ -493,7 +493,8 @@ def test_evaluating_what_does_not_match_is_refused(film, refuses, tmp_path):
     write_labels(tmp_path / "one" / "img0.png", np.ones((96, 128), np.uint8))
     refuses("evaluate", "one", film / "truth", "-o", "report.json", says="(6, 96, 128)")
     refuses("evaluate", "nowhere", film / "truth", says="a folder of PNG masks")
-    refuses("evaluate", film / "truth", film.parent, says="a folder of PNG masks")
+    (tmp_path / "none").mkdir()
+    refuses("evaluate", film / "truth", "none", says="a folder of PNG masks")
 
 
 # -- what the system refuses -------------------------------------------------------------------------------------------

@@ -34,7 +34,19 @@ def test_prompted_frames_are_left_out_and_the_mean_is_over_objects(tmp_path):
     masks[2, :1] = 0
     report = evaluate(masks, truth)
     assert {1: pytest.approx(0.75), 2: 1.0} == report.J and report.mean == pytest.approx(0.875)
+    assert report.frames == {1: {1: 1, 2: 0.5}, 2: {1: 1, 2: 1}} and report.tracks[0].numbers == (1, 2)
     assert json.loads(report.save(tmp_path / "r.json").read_text())["mean J"] == pytest.approx(0.875)
+
+
+def test_an_object_that_was_never_prompted_is_told_of_and_can_be_left_out():
+    truth = np.zeros((3, 4, 4), np.uint8)
+    truth[:, :2], truth[:, 2:] = 1, 2
+    report = evaluate(truth * (truth == 1), truth)
+    assert report.mean == 0.5 and "object 2 is nowhere in the masks" in report.notes[0]
+    report = evaluate(truth * (truth == 1), truth, ids=[1])
+    assert report.mean == 1 and not report.notes
+    with pytest.raises(InputError, match="without a protocol"):
+        evaluate("masks", "truth", protocol="mose", ids=[1])
 
 
 def test_shapes_that_differ_and_nothing_to_compare_are_refused():
@@ -181,7 +193,7 @@ def pair(tmp_path):
 def test_both_empty_is_1_but_before_its_first_sight_not_in_sa_v(pair):
     truth = film(1, 2)
     truth[:4][truth[:4] == 1] = 0  # object 1 comes late
-    assert pair(truth, film(1, 2, shift=1) * (truth > 0)).frames["a_1"][:3] == [1, 1, 1]
+    assert pair(truth, film(1, 2, shift=1) * (truth > 0)).tracks[0].j[:3].tolist() == [1, 1, 1]
     assert len(pair(truth, truth, "sa-v").frames["a_1"]) == 3
 
 
@@ -190,8 +202,8 @@ def test_a_false_positive_before_it_appears_starts_its_clock_in_sa_v(pair):
     truth[:4][truth[:4] == 1] = 0
     masks = truth.copy()
     masks[2, :3, :3] = 1
-    assert pair(truth, masks).frames["a_1"] == [1, 0, 1, 1, 1, 1]
-    assert pair(truth, masks, "sa-v").frames["a_1"] == [0, 1, 1, 1, 1]
+    assert pair(truth, masks).frames["a_1"] == {1: 1, 2: 0, 3: 1, 4: 1, 5: 1, 6: 1}
+    assert pair(truth, masks, "sa-v").frames["a_1"] == {2: 0, 3: 1, 4: 1, 5: 1, 6: 1}
 
 
 def test_what_is_there_on_one_side_only_scores_0(pair):
@@ -199,7 +211,7 @@ def test_what_is_there_on_one_side_only_scores_0(pair):
     truth[3][truth[3] == 2] = 0  # false positive
     masks[4][masks[4] == 1] = 0  # missed
     report = pair(truth, masks)
-    assert report.frames["a_2"][2] == 0 and report.frames["a_1"][3] == 0 and report.F["a_1"] == pytest.approx(5 / 6)
+    assert report.frames["a_2"][3] == 0 and report.frames["a_1"][4] == 0 and report.F["a_1"] == pytest.approx(5 / 6)
 
 
 def test_an_object_that_is_never_found_scores_0_and_is_named(pair):
@@ -277,7 +289,8 @@ def test_more_masks_than_truth_are_fine_and_sparse_truth_too(pair, tmp_path):
     write(tmp_path / "truth" / "a", film(1)[::2], [f"{t:05d}" for t in range(0, 8, 2)])
     write(tmp_path / "masks" / "a", film(1))
     report = evaluate(tmp_path / "masks", tmp_path / "truth", protocol="davis2017")
-    assert report.tracks[0].frames == ("00002", "00004") and report.mean == 1 and "zzz" in report.notes[0]
+    assert (report.tracks[0].frames, report.tracks[0].numbers) == (("00002", "00004"), (2, 4))
+    assert report.mean == 1 and "zzz" in report.notes[0]
 
 
 def test_a_missing_sequence_is_refused_left_out_or_0(pair, tmp_path):

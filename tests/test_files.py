@@ -2,11 +2,13 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
 from vosnb import InputError
-from vosnb.files import replacing, replacing_folder
+from vosnb.files import HOST, replacing, replacing_folder
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path):
@@ -53,3 +55,23 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
 def test_no_permission_is_said(tmp_path):
     with pytest.raises(InputError, match="allowed to write"), replacing(tmp_path / "a"):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_what_a_killed_process_left_is_swept_and_what_others_write_is_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    other_machine = f".f.elsewhere-{dead.pid}-0.part"
+    for name in (f".f.{HOST}-{dead.pid}-0.part", f".f.{HOST}-{os.getppid()}-0.part", other_machine):
+        (tmp_path / name).mkdir()
+    with replacing_folder(tmp_path / "f"), replacing_folder(tmp_path / "g"):
+        pass
+    assert {p.name for p in tmp_path.iterdir()} == {f".f.{HOST}-{os.getppid()}-0.part", other_machine, "f", "g"}
+
+
+def test_two_writers_of_one_name_in_one_process_do_not_meet(tmp_path):
+    with replacing(tmp_path / "a") as one:
+        one.write_text("1")
+        with replacing(tmp_path / "a") as two:
+            two.write_text("2")
+        assert (tmp_path / "a").read_text() == "2"
+    assert (tmp_path / "a").read_text() == "1"

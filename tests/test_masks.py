@@ -62,7 +62,7 @@ def test_colours_that_are_none_are_refused(colors):
 @given(label_maps)
 @settings(deadline=None)
 def test_indexed_png_round_trip_is_exact(tmp_path_factory, labels):
-    path = write_labels(tmp_path_factory.getbasetemp() / "labels.png", labels)
+    path = write_labels(tmp_path_factory.mktemp("labels") / "labels.png", labels)
     assert (read_labels(path, phantom="trust") == labels).all()
     with Image.open(path) as image:
         assert image.mode == "P"

@@ -94,6 +94,14 @@ def test_f_within_any_tolerance(pair, tolerance):
     assert f_measure(a, b, tolerance) == slow_f(a, b, tolerance)
 
 
+def test_f_dot_of_a_disk_without_its_centre_is_below_1_even_for_equal_masks():
+    """So small a frame has a radius just above 1, from which MOSE's disk begins a whole pixel off."""
+    labels = np.zeros((2, 125), np.uint8)
+    labels[0, :40] = labels[1, :80] = 1
+    expected = slow_f(labels == 1, labels == 1, 0.008 * np.linalg.norm((2, 125)))
+    assert scores(labels, labels, mose=True)[1].f_dot == expected < 1
+
+
 @given(pairs())
 @settings(max_examples=30, deadline=None)
 def test_exchanging_mask_and_truth_changes_nothing_but_the_areas(pair):

@@ -7,6 +7,7 @@ import pytest
 
 from vosnb import Box, Clip, InputError, Masks, Point, Prompts, Propagation, propagate, stream
 from vosnb.evaluate import jaccard
+from vosnb.models import Decoded
 from vosnb.strategies import get, names
 
 BY = [("flow", {}), ("sam", {"model": "grabcut"})]
@@ -177,3 +178,57 @@ def test_a_correction_needs_a_state_to_go_back_to(moving):
     list(run)
     with pytest.raises(InputError, match="keep=1"):
         run.correct(5, {1: labels[5] == 1})
+
+
+class Fake:
+    """An image model that answers every mask prompt with that mask and writes down what it was asked."""
+
+    name = "fake"
+
+    def __init__(self):
+        self.asked = []
+
+    def encode(self, image):
+        return image.shape[:2]
+
+    def decode(self, encoded, prompts, *, multimask=False, strength=18.0, mask_logits=None):
+        self.asked.append(prompts)
+        masks = [p.mask if p.mask is not None else box_mask(encoded, p.box) for p in prompts]
+        logits = np.where(np.stack(masks)[:, None], 5.0, -5.0).astype(np.float32)
+        return Decoded(logits, np.full((len(prompts), 1), 0.9), logits)
+
+
+def box_mask(shape, box):
+    mask = np.zeros(shape, bool)
+    mask[int(box.y0) : int(box.y1), int(box.x0) : int(box.x1)] = True
+    return mask
+
+
+def test_sam_refines_the_prompted_frame_once_and_then_asks_with_the_last_mask_and_its_box(moving):
+    images, _ = moving
+    model = Fake()
+    propagate(images[:3], {0: {1: Box(20, 10, 53, 43)}}, "sam", model=model)
+    first, refined, second, third = (asked[0] for asked in model.asked)
+    assert first.mask is None and first.box == Box(20, 10, 53, 43)
+    assert all(p.box == Box(20, 10, 53, 43) and p.mask.sum() == 33 * 33 for p in (refined, second, third))
+
+
+@pytest.mark.parametrize("by", [None, 5, get])
+def test_what_is_no_strategy_is_refused(moving, by):
+    images, labels = moving
+    with pytest.raises(InputError, match="strategy or its name"):
+        stream(images, {0: labels[0]}, by)
+
+
+def test_a_model_that_does_not_exist_is_refused_before_a_late_prompt_needs_it(moving):
+    images, labels = moving
+    with pytest.raises(InputError, match="model among"):
+        list(stream(images, {0: labels[0], 9: {2: Point(3, 3)}}, "flow", model="nope"))
+
+
+def test_overwriting_a_folder_of_something_else_is_refused(moving, tmp_path):
+    images, labels = moving
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="only masks"):
+        propagate(images, {0: labels[0]}, out=tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()

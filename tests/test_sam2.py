@@ -151,6 +151,7 @@ def test_masks_are_the_predictors(network: Make, film: Callable, length: int, pr
     theirs = predicted(net, film(length), prompts)
     agree(tracked(net, film(length), prompts), theirs)
 
+
 @pytest.mark.parametrize("prompts", [{19: {1: BOX}}, {8: {1: CLICKS, 2: TWO}, 4: {1: CLICK}}])
 def test_a_reversed_run_is_the_predictors(network: Make, film: Callable, prompts: Asked, monkeypatch: Any) -> None:
     net = network()
@@ -274,7 +275,7 @@ def test_a_checkpoint_that_is_not_the_configs_is_refused(files: tuple[Path, Path
 
 def test_a_missing_checkpoint_says_how_to_get_it(files: tuple[Path, Path], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("VOSNB_CHECKPOINTS", str(tmp_path))
-    with pytest.raises(InputError, match="vosnb fetch sam2.1_hiera_tiny"):
+    with pytest.raises(InputError, match=r"vosnb fetch sam2\.1_hiera_tiny"):
         load("sam2.1_hiera_tiny")
     with pytest.raises(InputError, match="does not exist"):
         load(tmp_path / "other.pt", files[0])
@@ -299,4 +300,7 @@ def test_compilation_is_asked_for_the_parts_of_fixed_shape(network: Make, film: 
 @pytest.mark.skipif(os.environ.get("VOSNB_SLOW") != "1", reason="compiles for minutes: set VOSNB_SLOW=1")
 def test_compiled_parts_give_the_same_label_maps(network: Make, film: Callable) -> None:
     prompts = {0: {1: CLICKS, 2: ONE}, 3: {1: BOX}}
-    agree(dict(stream(Clip(film(6)), prompts, "sam2", model=Sam2(network(), compile=True))), {t: dict(r.logits) for t, r in tracked(network(), film(6), prompts).items()})
+    agree(
+        dict(stream(Clip(film(6)), prompts, "sam2", model=Sam2(network(), compile=True))),
+        {t: dict(r.logits) for t, r in tracked(network(), film(6), prompts).items()},
+    )

@@ -189,7 +189,7 @@ def one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def world() -> Any:
-    return small_world(seed=0, objects=2)
+    return small_world(seed=1, objects=2)
 
 
 @pytest.mark.parametrize("config", ["sam2.1/sam2.1_hiera_t", "sam2/sam2_hiera_t"])
@@ -295,6 +295,7 @@ def agrees(run: Run, truth: dict[str, Any]) -> None:
         np.testing.assert_allclose(entry["cumulative"], theirs["cumulative"], atol=1e-3)
 
 
+@pytest.mark.skipif(not SLOW, reason="a minute of work at 1024²: set VOSNB_SLOW=1")
 def test_the_first_frames_are_the_published_systems() -> None:
     agrees(*reference("pathways_uncertain", stop=3, objects=1))
 

@@ -257,7 +257,9 @@ def test_a_checkpoint_file_loads_by_its_architecture_and_only_by_it(checkpoint, 
 
 def test_a_named_checkpoint_is_verified_and_loaded_once(checkpoint, config256, monkeypatch):
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    card = weights.Card("mine", "https://nowhere/mine.pt", checkpoint.stat().st_size, "MIT", "sam2", str(config256), sha256)
+    card = weights.Card(
+        "mine", "https://nowhere/mine.pt", "MIT", "sam2", bytes=checkpoint.stat().st_size, config=str(config256), sha256=sha256
+    )
     monkeypatch.setattr(weights, "cards", lambda: {"mine": card})
     monkeypatch.setenv("VOSNB_CHECKPOINTS", str(checkpoint.parent))
     model = load("mine", "cpu")

@@ -78,6 +78,8 @@ def test_a_lone_pathway_is_settled_to_its_end() -> None:
 
 def test_the_tree_needs_the_standard_library_alone() -> None:
     script = "import sys, importlib.util as u; s = u.spec_from_file_location('tree', sys.argv[1]); m = u.module_from_spec(s); "
-    script += "sys.modules['tree'] = m; s.loader.exec_module(m); print(sorted(sys.modules.keys() & {'numpy', 'torch', 'vosnb'}))"
+    script += (
+        "sys.modules['tree'] = m; s.loader.exec_module(m); print(sorted(sys.modules.keys() & {'numpy', 'torch', 'vosnb'}))"
+    )
     tree = sys.modules[Node.__module__].__file__
     assert subprocess.run([sys.executable, "-I", "-c", script, tree], capture_output=True, text=True).stdout == "[]\n"

@@ -28,6 +28,11 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.server.data)))
+        self.end_headers()
+
     def do_GET(self):
         wanted = self.headers.get("Range")
         self.server.asked.append(wanted)
@@ -93,6 +98,21 @@ def test_a_broken_connection_is_resumed_where_it_broke(card, server, tmp_path):
     assert weights.fetch("net").read_bytes() == DATA
     half = len(DATA) // 2
     assert server.asked == [None, f"bytes={half}-", f"bytes={half + (len(DATA) - half) // 2}-"]
+
+
+def test_a_size_that_nobody_states_is_the_servers_and_a_broken_download_is_still_noticed(card, server, tmp_path):
+    card(bytes=None, sha256=None)
+    with pytest.raises(InputError, match=r"size unknown, MIT"):
+        weights.path("net")
+    server.breaks = 1
+    assert weights.fetch("net").read_bytes() == DATA and len(server.asked) == 2
+    assert weights.path("net").read_bytes() == DATA and left(tmp_path) == ["net.pt", "net.pt.sha256"]
+
+
+def test_a_size_that_cannot_be_learnt_is_said(card):
+    card(bytes=None, url="http://127.0.0.1:9/net.pt")
+    with pytest.raises(InputError, match="to learn the size of"):
+        weights.fetch("net")
 
 
 def test_a_download_of_yesterday_is_resumed(card, server, tmp_path):
@@ -173,11 +193,13 @@ def test_a_folder_of_checkpoints_beside_the_notebooks_comes_first(monkeypatch, t
 def test_the_cards_are_complete():
     sizes = ("tiny", "small", "base_plus", "large")
     expected = {"sam_vit_b", "sam_vit_l", "sam_vit_h"} | {f"{v}_hiera_{s}" for v in ("sam2", "sam2.1") for s in sizes}
-    assert set(weights.cards()) == expected
-    for name, card in weights.cards().items():
+    assert set(weights.cards()) == expected | {"xmem"}
+    for name in expected:
+        card = weights.card(name)
         assert card.url.startswith("https://") and card.family in ("sam", "sam2") and card.config and card.licence
         assert card.bytes > 10**8 and len(bytes.fromhex(card.sha256)) == 32, name
-    assert len({c.sha256 for c in weights.cards().values()}) == len(expected)
+    assert len({weights.card(name).sha256 for name in expected}) == len(expected)
+    assert weights.card("xmem").url.startswith("https://") and weights.card("xmem").licence == "MIT"
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -216,7 +238,7 @@ def test_a_file_that_is_no_checkpoint_is_said_to_be_none(torch, tmp_path, name, 
         weights.load_state(tmp_path / name)
 
 
-def test_a_checkpoint_runs_no_code(torch, tmp_path):
+def test_a_checkpoint_runs_no_code(torch, tmp_path, capsys):
     class Evil:
         def __reduce__(self):
             return print, ("run!",)
@@ -224,6 +246,7 @@ def test_a_checkpoint_runs_no_code(torch, tmp_path):
     torch.save({"a": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(InputError, match="checkpoint"):
         weights.load_state(tmp_path / "evil.pt")
+    assert capsys.readouterr().out == ""
 
 
 def test_a_checkpoint_of_something_else_says_what_it_holds(torch, tmp_path):

@@ -6,9 +6,10 @@ from types import ModuleType
 from typing import Any
 
 _HOME = {
-    "Box": "prompts", "Clip": "clip", "InputError": "errors", "Masks": "masks", "Point": "prompts", "Prompt": "prompts", "Propagation": "propagate", "Prompts": "prompts",
-    "Report": "evaluate", "contact_sheet": "show", "evaluate": "evaluate", "extract": "extract", "overlay": "show", "propagate": "propagate",
-    "segment": "segment", "show": "show", "stream": "propagate", "turbulence": "synth",
+    "Box": "prompts", "Clip": "clip", "InputError": "errors", "Masks": "masks", "Point": "prompts", "Prompt": "prompts",
+    "Prompts": "prompts", "Propagation": "propagate", "Report": "evaluate", "contact_sheet": "show", "evaluate": "evaluate",
+    "extract": "extract", "overlay": "show", "propagate": "propagate", "segment": "segment", "show": "show", "stream": "propagate",
+    "turbulence": "synth",
 }  # fmt: skip
 
 __all__ = sorted(_HOME)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import InputError, RunFailed
+from .files import check_result
 
 if TYPE_CHECKING:
     from .clip import Clip
@@ -60,8 +61,8 @@ def segment(
     from .segment import segment as verb
     from .show import overlay as draw
 
-    _result(out, (".png",), clip, prompts)
-    _result(overlay, (".png", ".jpg", ".jpeg"), clip, prompts)
+    check_result(out, (".png",), clip, prompts)
+    check_result(overlay, (".png", ".jpg", ".jpeg"), clip, prompts)
     source = _clip(clip)
     if not 0 <= frame < len(source):
         raise InputError(f"a frame from 0 to {len(source) - 1}", frame, "frames count from 0")
@@ -102,8 +103,8 @@ def propagate(
     from .prompts import Prompts
     from .propagate import propagate as verb
 
-    _result(out, (), clip, first)
-    _result(video, (".mp4", ".mov", ".mkv"), clip, first)
+    check_result(out, (), clip, first)
+    check_result(video, (".mp4", ".mov", ".mkv"), clip, first)
     source = _clip(clip)
     if first.suffix.lower() == ".json":
         prompts = Prompts.load(first)
@@ -149,6 +150,9 @@ def evaluate(
     unseen: Annotated[Path | None, typer.Option(help="A file that names unseen sequences or categories, one a line.")] = None,
     images: Annotated[Path | None, typer.Option(help="The folder of the frames, to draw the worst masks on.")] = None,
     missing: Annotated[str, typer.Option(help="Masks that are not there: refuse, empty or skip (whole sequences).")] = "refuse",
+    only: Annotated[
+        list[int] | None, typer.Option("--object", help="Score only this one; repeatable, without a protocol.")
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
     overwrite: Overwrite = False,
 ) -> None:
@@ -156,7 +160,7 @@ def evaluate(
     from .evaluate import Comparison
     from .evaluate import evaluate as verb
 
-    _result(out, (".json",) if out and out.suffix else (), *results, truth)
+    check_result(out, (".json",) if out and out.suffix else (), *results, truth)
     lists = {name: path.read_text().split("\n") for name, path in (("sequences", sequences), ("unseen", unseen)) if path}
     chosen = {name: [line.strip() for line in lines if line.strip()] for name, lines in lists.items()}
     reports = {
@@ -164,6 +168,7 @@ def evaluate(
             masks,
             truth,
             protocol=protocol,
+            ids=only,
             missing=missing,
             jobs=jobs,
             compared={"masks": str(masks), "truth": str(truth)},
@@ -200,7 +205,7 @@ def fetch(
 
     if not names:
         for name, card in weights.cards().items():
-            print(f"{name:24} {card.bytes / 1e6:6.0f} MB  {card.licence}")
+            print(f"{name:24} {card.size:>12}  {card.licence}")
     for name in names or ():
         print(weights.fetch(name))
 
@@ -209,7 +214,7 @@ def fetch(
 def run(
     notebook: Annotated[Path, typer.Argument(help="A notebook with a cell tagged 'parameters'.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the executed notebook and its results.")],
-    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, typed (5, 0.1, true).")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, typed (5, 0.1, True).")] = None,
     raw: Annotated[list[str] | None, typer.Option("-r", help="name=value, always text (001).")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -257,18 +262,6 @@ def _clip(source: str) -> Clip:
     from .clip import Clip
 
     return Clip(source)
-
-
-def _result(path: Path | None, suffixes: tuple[str, ...], *sources: str | Path | None) -> None:
-    """Before any work: `InputError` where a result has a suffix that we do not write, or would replace what it is made of."""
-    if path is None:
-        return
-    if suffixes and path.suffix.lower() not in suffixes:
-        raise InputError("a name that ends in " + ", ".join(suffixes), path, "choose such a name for the result")
-    for source in filter(None, sources):
-        used = Path(source).resolve()
-        if path.resolve() in (used, *used.parents):
-            raise InputError("a place of its own for the result", f"{path}, which is or holds {source}", "choose another name")
 
 
 def _name(folder: Path, among: list[Path]) -> str:

@@ -91,7 +91,9 @@ def _line(found: Any, name: str, text: str | None) -> str:
     return f"{'ok' if found else 'MISSING':8} {name:24} {text or ''}".rstrip()
 
 
-def _size(count: int) -> str:
+def _size(count: int | None) -> str:
+    if count is None:
+        return "size unknown"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
@@ -143,6 +145,6 @@ def _checkpoints() -> dict[str, dict[str, Any]]:
     found = {}
     for name, card in weights.cards().items():
         files = (folder / card.file for folder in weights.folders())
-        file: Path | None = next((file for file in files if file.is_file() and file.stat().st_size == card.bytes), None)
+        file: Path | None = next((file for file in files if file.is_file() and card.bytes in (None, file.stat().st_size)), None)
         found[name] = {"file": file and str(file), "bytes": card.bytes, "licence": card.licence}
     return found

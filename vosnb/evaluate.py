@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from hashlib import sha256
+from html import escape
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .errors import InputError
-from .files import replacing, replacing_folder
+from .files import frame_numbers, replacing, replacing_folder
 from .masks import LARGEST, Masks, _decode
 from .metrics import ABSENT, Score, episodes, ids_in, jaccard, scores, statistics, variation
 
@@ -79,13 +80,15 @@ PROTOCOLS: dict[str, Protocol] = {
 class Track:
     """One object's scores. `frames`: the names of the T frames scored; `scores`: (T, 5) float, columns as in `metrics.Score`.
 
-    `group`: "seen", "unseen" or "", as data sets divide what a model was trained on.
+    `numbers`: the T frames' numbers in the clip, from their names where these are numbers (frames that are not scored, such as the
+    prompted one, are not among them).  `group`: "seen", "unseen" or "", as data sets divide what a model was trained on.
     """
 
     sequence: str
     object: int | str
     frames: tuple[str, ...]
     scores: np.ndarray
+    numbers: tuple[int, ...]
     group: str = ""
 
     @property
@@ -136,9 +139,9 @@ class Report:
         return {t.key: float(np.mean(t.f)) for t in self.tracks}
 
     @property
-    def frames(self) -> dict[int | str, list[float]]:
-        """{object: J of each frame}."""
-        return {t.key: t.j.tolist() for t in self.tracks}
+    def frames(self) -> dict[int | str, dict[int, float]]:
+        """{object: {frame: its J}}; frames that are not scored, such as the prompted one, are not in it."""
+        return {t.key: dict(zip(t.numbers, t.j.tolist(), strict=True)) for t in self.tracks}
 
     @property
     def mean(self) -> float:
@@ -224,7 +227,7 @@ class Report:
         """All of it for JSON, in full precision; NaN is None."""
         objects = [
             {
-                "sequence": t.sequence, "object": t.object, "group": t.group, "frames": list(t.frames),
+                "sequence": t.sequence, "object": t.object, "group": t.group, "frames": list(t.frames), "numbers": list(t.numbers),
                 "J": t.j.tolist(), "F": t.f.tolist(),
                 **({"F-dot": t.f_dot.tolist()} if self.protocol and self.protocol.f_dot else {}),
                 "area": t.scores[:, 3].tolist(), "true area": t.scores[:, 4].tolist(),
@@ -278,7 +281,8 @@ class Report:
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{k}</td><td>{self.J[k]:.3f}</td><td>{self.F[k]:.3f}</td></tr>" for k in self.J)
         mean = f"<tr><th>mean</th><th>{self.mean:.3f}</th><th>{np.mean(list(self.F.values())):.3f}</th></tr>"
-        return f"<table><tr><th>object</th><th>J</th><th>F</th></tr>{rows}{mean}</table>"
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        return f"<table><tr><th>object</th><th>J</th><th>F</th></tr>{rows}{mean}</table>{notes}"
 
 
 def _means(tracks: Iterable[Track]) -> dict[str, float]:
@@ -336,6 +340,10 @@ def evaluate(
     """
     if protocol is None:
         return _evaluate_one(masks, truth, ids, skip, about)
+    if ids is not None or tuple(skip) != (0,):
+        raise InputError(
+            "ids and skip without a protocol", f"both, {ids=}, {skip=}", "leave them out: a protocol says what it scores"
+        )
     if isinstance(protocol, str):
         if protocol not in PROTOCOLS:
             raise InputError("a protocol: " + ", ".join(PROTOCOLS), repr(protocol), "choose one of these")
@@ -384,12 +392,17 @@ def _evaluate_one(masks: Any, truth: Any, ids: Sequence[int] | None, skip: Seque
         )
     found = [scores(masks[t], truth[t], ids) for t in kept]
     names = tuple(truth.names[t] for t in kept)
-    tracks = tuple(Track("", obj, names, np.array([frame[obj] for frame in found])) for obj in ids)
+    numbers = frame_numbers(truth.names)
+    tracks = tuple(
+        Track("", obj, names, np.array([frame[obj] for frame in found]), tuple(numbers[t] for t in kept)) for obj in ids
+    )
+    never = [t.object for t in tracks if t.scores[:, 4].any() and not t.scores[:, 3].any()]
+    notes = (f"{_never(never)}: prompt it, or choose what counts with ids=(…).",) if never else ()
 
     def read(track: Track, t: int) -> tuple[np.ndarray, np.ndarray]:
         return masks[kept[t]] == track.object, truth[kept[t]] == track.object
 
-    return Report(tracks, None, (), about, read)
+    return Report(tracks, None, notes, about, read)
 
 
 # -- what there is to score ----------------------------------------------------------------------------------------------
@@ -498,6 +511,10 @@ def _refuse_missing(paths: list[Path], missing: str) -> None:
             "masks of every frame that is scored", f"none at {_few(map(str, paths))}",
             "make them, or say missing='empty' (such a mask is empty) or 'skip' (such a sequence is left out)",
         )  # fmt: skip
+
+
+def _never(objects: list[int | str]) -> str:
+    return f"object {_few(objects)} is nowhere in the masks and lowers the mean"
 
 
 def _few(things: Iterable[Any]) -> str:
@@ -630,6 +647,7 @@ def _tracks(
     notes: list[str],
 ) -> Iterator[Track]:
     where = plan.sequence or "the sequence"
+    numbers = dict(zip(plan.names, frame_numbers(plan.names), strict=True))
     in_truth = {i for frame in found.values() for i, s in frame.items() if s.truth_area}
     in_masks = {i for frame in found.values() for i, s in frame.items() if s.area}
     ids = plan.ids
@@ -643,7 +661,7 @@ def _tracks(
         if extra := sorted(in_masks - {*ids}):
             notes.append(f"{where}: the ground truth has no object {_few(extra)}; ignored.")
         if never := sorted({*ids} & in_truth - in_masks):
-            notes.append(f"{where}: object {_few(never)} is nowhere in the masks.")
+            notes.append(f"{where}: {_never(never)}: was it prompted?")
         if protocol.objects == "first" and (phantom := sorted({*ids} - in_truth)):
             notes.append(
                 f"{where}: object {_few(phantom)} is on no frame scored; where it is not found it counts as 1, as in DAVIS' code."
@@ -660,7 +678,8 @@ def _tracks(
             continue
         rows = np.array([found[name].get(obj, ABSENT) if not plan.lost else (0, 0, 0, 0, math.nan) for name in frames], float)
         group = "" if unseen is None else "unseen" if plan.sequence in unseen or known.get("category") in unseen else "seen"
-        yield Track(plan.sequence, obj if plan.object is None else plan.object, frames, rows, group)
+        own = tuple(numbers[name] for name in frames)
+        yield Track(plan.sequence, obj if plan.object is None else plan.object, frames, rows, own, group)
 
 
 def _frames_of(

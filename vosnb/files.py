@@ -4,21 +4,68 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from .errors import InputError
 
-__all__ = ["replacing", "replacing_folder"]
+__all__ = ["check_result", "frame_numbers", "natural", "replacing", "replacing_folder"]
 
+HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "host"
+_count = count()
 PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG)
 
 
+def natural(path: Path) -> tuple[list[str | int], str]:
+    """A key that sorts frames and their masks alike: img2 before img10, whatever the case and the suffix."""
+    parts = re.split(r"([0-9]+)", path.stem)
+    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], path.stem
+
+
+def frame_numbers(names: Sequence[str]) -> list[int]:
+    """The numbers that frames are called by, 00000, 00005, …; where a name is none, their places from 0."""
+    return [int(name) for name in names] if all(name.isdecimal() for name in names) else list(range(len(names)))
+
+
+def check_result(path: Path | None, suffixes: tuple[str, ...], *sources: str | Path | None) -> None:
+    """Before any work: `InputError` where a result has a suffix that we do not write, or would replace what it is made of."""
+    if path is None:
+        return
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise InputError("a name that ends in " + ", ".join(suffixes), path, "choose such a name for the result")
+    for source in filter(None, sources):
+        used = Path(source).resolve()
+        if path.resolve() in (used, *used.parents):
+            raise InputError("a place of its own for the result", f"{path}, which is or holds {source}", "choose another name")
+
+
 def _beside(path: Path) -> Path:
-    """A name in the same folder (so that renaming is atomic) with the same suffix (writers look at it)."""
-    return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    """A new name in the same folder (so that renaming is atomic) with the same suffix (writers look at it)."""
+    return path.with_name(f".{path.stem}.{HOST}-{os.getpid()}-{next(_count)}.part{path.suffix}")
+
+
+def _sweep(path: Path) -> None:
+    """Removes what a process of this machine that was killed left beside `path`."""
+    left_over = re.compile(rf"\.{re.escape(path.stem)}\.{re.escape(HOST)}-(\d+)-\d+\.part{re.escape(path.suffix)}")
+    for left in path.parent.iterdir():
+        match = left_over.fullmatch(left.name)
+        if match and int(match[1]) != os.getpid() and not _runs(int(match[1])):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 @contextmanager
@@ -31,6 +78,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = _beside(path)
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         if path.is_dir():
             raise IsADirectoryError(21, "is a folder", str(path))
     try:
@@ -44,13 +92,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def replacing_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """The same for a folder. An existing one that is not empty is refused unless `overwrite`."""
-    path = Path(path)
+    shown, path = path, Path(path).resolve()  # a link to a folder stays one
+    if Path.cwd().is_relative_to(path):
+        raise InputError(
+            "a folder other than the current one or one around it", shown, "choose another name: it is replaced as a whole"
+        )
     if path.exists() and not overwrite and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path} to be new or empty", "one with files in it", "choose another name or say overwrite")
+        raise InputError(f"{shown} to be new or empty", "one with files in it", "choose another name or say overwrite")
     temporary = _beside(path)
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _sweep(path)
         temporary.mkdir()
     try:
         with _told(path):

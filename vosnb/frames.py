@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import threading
 import time
 from bisect import bisect_left, bisect_right
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .files import replacing
+from .files import natural, replacing
 from .progress import progress
 
 __all__ = ["Array", "Images", "Reader", "Stream", "Video", "open_reader"]
@@ -93,7 +92,7 @@ class Reader:
             frame = _eight_bits(*self.window)[frame]
         if frame.ndim == 2 or frame.shape[2] == 1:
             frame = np.repeat(frame.reshape(self.height, self.width, 1), 3, axis=2)
-        return np.require(frame[..., :3], requirements=["C", "W"])
+        return np.array(frame[..., :3], order="C")  # a copy: the array is its owner's, and an iterator may use its buffer again
 
 
 def open_reader(source: Any, window: tuple[float, float] | None = None) -> Reader:
@@ -229,11 +228,7 @@ def _images_in(folder: Path) -> list[Path]:
         folders = sorted(p.name for p in folder.iterdir() if p.is_dir())
         got = f"none in {folder}" + (f", but the folders {', '.join(folders[:5])}" if folders else "")
         raise InputError("images (JPEG, PNG, TIFF, BMP or WebP) in the folder", got, "choose the folder that holds the frames")
-    return sorted(files, key=lambda path: _natural(path.name))
-
-
-def _natural(name: str) -> tuple[list[str | int], str]:
-    return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"([0-9]+)", name)], name
+    return sorted(files, key=natural)
 
 
 @contextmanager

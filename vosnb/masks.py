@@ -7,7 +7,6 @@ one mask from elsewhere and says what is wrong with it.
 from __future__ import annotations
 
 import csv
-import re
 import struct
 import zlib
 from collections import deque
@@ -22,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from .errors import InputError
-from .files import replacing, replacing_folder
+from .files import natural, replacing, replacing_folder
 from .prompts import check_id
 from .strategies import Score
 
@@ -270,7 +269,8 @@ class Masks:
     From arrays: (T, H, W), or an iterable of (H, W), or of what `pack` made with `shape` (H, W). They are kept as run lengths:
     about 2 kB a frame at 540p, 0.1 ms to read.
 
-    `names`: one per frame, by default 00000, 00001, …  `scores`: per frame {object: `Score`}, or None.
+    `names`: one per frame, by default 00000, 00001, …; of a folder, which frames in which order, by default all in natural order
+    (with `shape`, a frame may lack all its objects).  `scores`: per frame {object: `Score`}, or None.
     `objects`: what is known of an object, as in `Prompts`: its name, its color.
     """
 
@@ -288,11 +288,10 @@ class Masks:
         self.objects = dict(objects or {})
         self._read: list[Callable[[], np.ndarray]] = []
         if isinstance(source, (str, Path)):
-            self._from_folder(Path(source), phantom)
+            self._from_folder(Path(source), phantom, names, shape)
         else:
             self._from_frames(source, shape)
-            self.names = [f"{t:05d}" for t in range(len(self._read))]
-        self.names = self.names if names is None else list(names)
+            self.names = [f"{t:05d}" for t in range(len(self._read))] if names is None else list(names)
         for what, given in (("names", self.names), ("scores", self.scores)):
             if given is not None and len(given) != len(self):
                 raise InputError(f"{len(self)} {what}, one per frame", len(given), "give as many as there are label maps")
@@ -310,27 +309,27 @@ class Masks:
             self._read.append(partial(self.unpack, packed, shape))
         self._size = tuple(shape) if shape else (0, 0)
 
-    def _from_folder(self, folder: Path, phantom: str) -> None:
+    def _from_folder(self, folder: Path, phantom: str, names: Sequence[str] | None, shape: tuple[int, int] | None) -> None:
         if not folder.is_dir():
             raise InputError("a folder of PNG masks", f"{folder}, which is none", "check the path")
-        files = sorted(_pngs(folder), key=_natural)
-        if files:
-            self.names = [file.stem for file in files]
-            first = files[0]
-        else:
-            numbered = sorted(
-                (sub for sub in folder.iterdir() if sub.is_dir() and sub.name.isdecimal()), key=lambda sub: int(sub.name)
-            )
-            parts = {sub.name: {file.stem: file for file in found} for sub in numbered if (found := _pngs(sub))}
-            if not parts:
-                raise InputError("a folder of PNG masks", f"{folder}, which holds none", "check the path")
-            self.names = sorted({name for part in parts.values() for name in part}, key=_natural)
-            first = next(iter(next(iter(parts.values())).values()))
-        with first.open("rb") as file:
-            self._size = struct.unpack(">II", file.read(24).rjust(24, b"\0")[16:])[::-1]
+        files = {file.stem: file for file in sorted(_pngs(folder), key=natural)}
+        numbered = [sub for sub in folder.iterdir() if sub.is_dir() and sub.name.isdecimal() and not files]
+        numbered.sort(key=lambda sub: int(sub.name))
+        parts = {sub.name: {file.stem: file for file in found} for sub in numbered if (found := _pngs(sub))}
+        every = list(files.values()) or [file for part in parts.values() for file in part.values()]
+        if not every and (names is None or shape is None):
+            raise InputError("a folder of PNG masks", f"{folder}, which holds none", "check the path")
+        found_names = list(dict.fromkeys(file.stem for file in sorted(every, key=natural)))
+        self.names = found_names if names is None else list(names)
+        if lost := [name for name in self.names if files and name not in files]:
+            raise InputError(f"a PNG per frame in {folder}", f"none for {', '.join(lost[:3])}", "check the names")
+        if shape is None:
+            with every[0].open("rb") as file:
+                shape = struct.unpack(">II", file.read(24).rjust(24, b"\0")[16:])[::-1]
+        self._size = tuple(shape)
         read = partial(read_labels, size=self._size, phantom=phantom)
         if files:
-            self._read = [partial(read, file) for file in files]
+            self._read = [partial(read, files[name]) for name in self.names]
         else:
             shift = int("0" in {str(int(name)) for name in parts})
             folders = {check_id(int(name) + shift): name for name in parts}
@@ -338,7 +337,7 @@ class Masks:
             of_frame = (
                 {obj: parts[name][frame] for obj, name in folders.items() if frame in parts[name]} for frame in self.names
             )
-            self._read = [partial(_merged, read, given) for given in of_frame]
+            self._read = [partial(_merged, read, given, self._size) for given in of_frame]
         if self.scores is None and (folder / _SCORES).exists():
             self.scores = _read_scores(folder / _SCORES, self.names)
 
@@ -441,6 +440,16 @@ class Masks:
         return write_video(path, frames, clip.fps, None if clip.rate_is_constant else clip.times)
 
 
+def _only_masks(folder: Path) -> None:
+    """`InputError` where overwriting the folder would delete anything but masks."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        mine = path.name == _SCORES or path.suffix == ".png" or (path.is_dir() and path.name.isdecimal())
+        if not mine and not path.name.startswith("."):
+            raise InputError(
+                f"only masks in {folder}, to overwrite it", path.name, "choose another folder: it is replaced as a whole"
+            )
+
+
 def _starts(flat: np.ndarray) -> np.ndarray:
     """Where the runs of equal values begin."""
     return np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
@@ -456,21 +465,16 @@ def _pngs(folder: Path) -> list[Path]:
     return [file for file in folder.iterdir() if file.suffix.lower() == ".png" and not file.name.startswith(".")]
 
 
-def _natural(path: str | Path) -> list:
-    """frame2 before frame10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", Path(path).name)]
-
-
-def _flat(masks: Mapping[int, np.ndarray]) -> np.ndarray:
+def _flat(masks: Mapping[int, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     """Per-object masks (H, W) as one label map, painted from the highest id down, so that the lowest one stays on top."""
-    labels = np.zeros(next(iter(masks.values())).shape, np.uint8)
+    labels = np.zeros(shape, np.uint8)
     for obj in sorted(masks, reverse=True):
         labels[masks[obj] > 0] = obj
     return labels
 
 
-def _merged(read: Callable[[Path], np.ndarray], files: Mapping[int, Path]) -> np.ndarray:
-    return _flat({obj: read(file) for obj, file in files.items()})
+def _merged(read: Callable[[Path], np.ndarray], files: Mapping[int, Path], shape: tuple[int, int]) -> np.ndarray:
+    return _flat({obj: read(file) for obj, file in files.items()}, shape)
 
 
 def _rows(names: Sequence[str], scores: Sequence[Mapping[int, Score]]) -> list[tuple]:
@@ -483,12 +487,12 @@ def _read_scores(file: Path, names: Sequence[str]) -> list[dict[int, Score]]:
     try:
         with file.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
-                found[row["name"]][int(row["object"])] = Score(*(float(row[column]) for column in _COLUMNS[3:]))
+                found.setdefault(row["name"], {})[int(row["object"])] = Score(*(float(row[column]) for column in _COLUMNS[3:]))
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"columns {', '.join(_COLUMNS)} in {file}", f"a row where {error!r} went wrong", "remove the file"
         ) from None
-    return list(found.values())
+    return [found[name] for name in names]
 
 
 # -- writing behind ------------------------------------------------------------------------------------------------------
@@ -521,6 +525,8 @@ class MaskWriter:
         self._scores: dict[str, Mapping[int, Score]] = {}
 
     def __enter__(self) -> MaskWriter:
+        if self.overwrite:
+            _only_masks(self.folder)
         self._stack = ExitStack()
         self._target = self._stack.enter_context(replacing_folder(self.folder, self.overwrite))
         self._pool = self._stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="masks"))
@@ -557,7 +563,9 @@ class MaskWriter:
     def _write(self, name: str, labels: np.ndarray | dict[int, np.ndarray]) -> None:
         """(On the thread.)"""
         if not self.per_object:
-            return _save(self._target / f"{name}.png", _flat(labels) if isinstance(labels, dict) else labels, self.palette)
+            return _save(
+                self._target / f"{name}.png", _flat(labels, self._shape) if isinstance(labels, dict) else labels, self.palette
+            )
         for obj, mask in (labels if isinstance(labels, dict) else {obj: labels == obj for obj in _ids_in(labels)}).items():
             file = self._target / self._folders.get(obj, f"{obj:03d}") / f"{name}.png"
             file.parent.mkdir(exist_ok=True)
@@ -575,4 +583,7 @@ class MaskWriter:
             with (self._target / _SCORES).open("w", newline="", encoding="utf-8") as file:
                 rows = csv.writer(file, lineterminator="\n")
                 rows.writerow(_COLUMNS)
-                rows.writerows(_rows(list(self._scores), list(self._scores.values())))
+                names = sorted(
+                    self._scores, key=lambda name: natural(Path(f"{name}.png"))
+                )  # not as written: that may be backward
+                rows.writerows(_rows(names, [self._scores[name] for name in names]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from .errors import InputError
 from .files import replacing
 
 __all__ = ["Box", "Point", "Prompt", "Prompts"]
+
+LARGEST = 8192 * 8192  # pixels of a mask in a file; a larger one is a mistake or a bomb
 
 
 def _number(value: Any, what: str) -> float:
@@ -89,7 +91,13 @@ class Prompt:
     mask: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "points", tuple(self.points))
+        points = tuple(self.points) if isinstance(self.points, Iterable) else (self.points,)
+        wrong = [p for p in points if not isinstance(p, Point)]
+        if wrong or not isinstance(self.box, Box | None):
+            raise InputError(
+                "points=(Point(x, y), …) and box=Box(x0, y0, x1, y1)", repr(wrong or self.box)[:80], "wrap it in one of these"
+            )
+        object.__setattr__(self, "points", points)
         if self.mask is not None:
             mask = np.asarray(self.mask)
             if mask.ndim != 2 or 0 in mask.shape:
@@ -170,6 +178,11 @@ class Prompts(Mapping[int, dict[int, Prompt]]):
     video: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.prompts, Mapping):
+            got = type(self.prompts).__name__
+            raise InputError(
+                "prompts by frame, {0: a label map or {object id: prompt}}", got, "say which frame it belongs to: {0: …}"
+            )
         frames: dict[int, dict[int, Prompt]] = {}
         for frame, given in self.prompts.items():
             if isinstance(frame, bool) or not isinstance(frame, (int, np.integer)) or frame < 0:
@@ -184,7 +197,8 @@ class Prompts(Mapping[int, dict[int, Prompt]]):
                     "name the objects: {1: Box(…)}",
                 )
             if given:
-                frames[int(frame)] = {check_id(obj): Prompt.of(given[obj]) for obj in sorted(given)}
+                asked = {check_id(obj): Prompt.of(prompt) for obj, prompt in given.items()}
+                frames[int(frame)] = dict(sorted(asked.items()))
         object.__setattr__(self, "prompts", dict(sorted(frames.items())))
         names = {check_id(obj): dict(about) for obj, about in self.objects.items()}
         for obj in self.ids:
@@ -251,7 +265,7 @@ class Prompts(Mapping[int, dict[int, Prompt]]):
         hint = "see vosnb.prompts for the form of the file"
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise InputError("a prompts JSON file", f"text that is not JSON ({error})", hint) from None
         if not isinstance(data, dict) or data.get("version") != 1 or not isinstance(data.get("prompts"), list):
             got = f"version {data.get('version')!r}" if isinstance(data, dict) else type(data).__name__
@@ -280,8 +294,10 @@ class Prompts(Mapping[int, dict[int, Prompt]]):
             raise InputError(
                 "prompts with frame, obj, kind and coordinates", f"an entry where {error!r} went wrong", hint
             ) from None
+        if not isinstance(video := data.get("video", {}), dict):
+            raise InputError('"video": {…}, what is known of the clip', repr(video)[:80], hint)
         prompts = {frame: {obj: Prompt(**parts) for obj, parts in given.items()} for frame, given in found.items()}
-        return cls(prompts, objects, data.get("video", {}))
+        return cls(prompts, objects, video)
 
     def save(self, path: str | Path) -> Path:
         with replacing(path) as temporary:
@@ -319,12 +335,17 @@ def rle_encode(mask: np.ndarray) -> list[int]:
 
 def rle_decode(counts: list[int], size: list[int]) -> np.ndarray:
     """The inverse of `rle_encode`; `size` is [height, width]."""
-    height, width = (int(n) for n in size)
-    runs = np.asarray(counts, dtype=np.int64)
-    if height <= 0 or width <= 0 or runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
+    whole = all(type(n) is int and n >= 0 for n in (*counts, *size)) and len(size) == 2  # Python's: they cannot overflow
+    height, width = size if whole else (0, 0)
+    if not 0 < height * width <= LARGEST or sum(counts) != height * width:
         raise InputError(
-            f"run lengths that add up to {height}×{width}", f"{runs.sum()}", "the mask in the file is damaged: export it again"
+            f"run lengths that add up to {height}×{width}, at most {LARGEST} pixels"
+            if whole
+            else "whole numbers ≥ 0 in counts and size",
+            sum(counts) if whole else repr((size, counts))[:80],
+            "the mask in the file is damaged: export it again",
         )
+    runs = np.asarray(counts, dtype=np.int64)
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape((width, height)).T
 
 

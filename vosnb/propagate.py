@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,10 +86,11 @@ def propagate(
     names = None if clip.length is None else clip.names
     if out is not None:
         with MaskWriter(out, per_object=per_object, overwrite=overwrite) as writer:
+            written: dict[int, str] = {}
             for t, result in results:
-                masks = result.masks(aux) if per_object else result.labels
-                writer.write(names[t] if names else f"{t:05d}", masks, result.scores)
-        return Masks(out)
+                written[t] = names[t] if names else f"{t:05d}"
+                writer.write(written[t], result.masks(aux) if per_object else result.labels, result.scores)
+        return Masks(out, [written[t] for t in sorted(written)], shape=(clip.height, clip.width))
     found = {t: (Masks.pack(result.labels), result.scores) for t, result in results}
     packed, scores = zip(*(found[t] for t in sorted(found)), strict=True)
     return Masks(packed, names, shape=(clip.height, clip.width), scores=scores)
@@ -130,6 +131,10 @@ class Propagation:
             self._ready.extend(self.tracker.step(image, self.prompts.get(self.next, {})))
             self.next += 1
             yield from self._reports()
+        if self.next <= max(self.prompts):
+            raise InputError(
+                f"a prompted frame below {self.next} (the clip's length)", max(self.prompts), "frames count from 0"
+            )
         self._ready.extend(self.tracker.finish())
         self._finished = True
         yield from self._reports()
@@ -145,12 +150,16 @@ class Propagation:
         Returns the first frame that the next loop reports; results from there on are void. `InputError` without a kept state at or
         before the frame.
         """
-        prompts = Prompts({**self.prompts, frame: {**self.prompts.get(frame, {}), **given}}, self.prompts.objects, self.prompts.video)
+        prompts = Prompts(
+            {**self.prompts, frame: {**self.prompts.get(frame, {}), **given}}, self.prompts.objects, self.prompts.video
+        )
         prompts.check(self.clip.length, self.clip.height, self.clip.width)
         if frame < self.next:
             states = [t for t in self._kept if t <= frame]
             if not states:
-                raise InputError(f"a state kept at or before frame {frame}", f"keep={self.keep}, begun at {self.first}", "start with keep=1")
+                raise InputError(
+                    f"a state kept at or before frame {frame}", f"keep={self.keep}, begun at {self.first}", "start with keep=1"
+                )
             self.next = max(states)
             kept, self.reported = self._kept[self.next]
             self.tracker, self._finished = kept.fork(), False
@@ -175,23 +184,36 @@ def _backward(clip: Clip, prompts: Prompts, strategy: Strategy) -> Iterator[tupl
 
 
 def _both(clip: Clip, prompts: Prompts, strategy: Strategy) -> Iterator[tuple[int, Result]]:
-    """Forward as ever; where an object has not begun yet, what a backward pass from its first prompt found."""
+    """Forward as ever; where an object has not begun yet, what a backward pass from its first prompt found (as logits of ±1).
+
+    In the label map, objects that have begun win over those that have not.
+    """
     firsts: dict[int, dict] = {}
     for t, given in prompts.items():
         new = {obj: p for obj, p in given.items() if not any(obj in seen for seen in firsts.values())}
         firsts.update({t: new} if new else {})
-    latest = max(firsts)
-    earlier = {t: (Masks.pack(r.labels), r.scores) for t, r in _backward(clip[: latest + 1], Prompts(firsts), strategy)}
+    latest, shape = max(firsts), (clip.height, clip.width)
+    earlier = {
+        t: (Masks.pack(r.labels), {o: np.packbits(m) for o, m in r.masks().items()}, r.scores)
+        for t, r in _backward(clip, Prompts(firsts), strategy)  # the whole clip: a strategy may ask how long it is
+        if t <= latest
+    }
     begun: set[int] = set()
     for t, result in _forward(clip, prompts, strategy):
         begun |= set(prompts.get(t, {}))
         if t in earlier:
-            packed, scores = earlier.pop(t)
-            before = Masks.unpack(packed, (clip.height, clip.width))
+            packed, masks, scores = earlier.pop(t)
+            before = Masks.unpack(packed, shape)
             before[np.isin(before, list(begun))] = 0
-            labels = np.where(result.labels > 0, result.labels, before)
-            result = replace(
-                result, labels=labels, scores={**{o: s for o, s in scores.items() if o not in begun}, **result.scores}
+            old = {
+                o: np.unpackbits(m, count=before.size).reshape(shape) * np.float32(2) - 1
+                for o, m in masks.items()
+                if o not in begun
+            }
+            result = Result(
+                np.where(result.labels > 0, result.labels, before),
+                {**{o: score for o, score in scores.items() if o in old}, **result.scores},
+                ChainMap(old, result.logits or {o: np.where(result.labels == o, np.float32(1), np.float32(-1)) for o in begun}),
             )
         yield t, result
 

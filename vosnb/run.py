@@ -116,6 +116,10 @@ def _values(known: Mapping[str, tuple[str, str]], parameters: Mapping[str, Any],
 def _typed(value: Any, declared: str) -> Any:
     if not isinstance(value, str) or declared == "str":
         return value
+    if declared == "bool":
+        if value.capitalize() not in ("True", "False"):
+            raise InputError("True or False", repr(value), "correct the parameter: any other text would count as True")
+        return value.capitalize() == "True"
     if value in ("True", "False", "None"):
         return ast.literal_eval(value)
     for kind in (int, float):

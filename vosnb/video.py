@@ -15,6 +15,7 @@ from .files import replacing
 
 __all__ = ["write_gif", "write_video"]
 
+SUFFIXES = (".mp4", ".mov", ".mkv")
 _TICKS = 90_000  # per second: the clock of MPEG streams, fine enough for any camera's time stamps
 
 
@@ -38,8 +39,8 @@ def write_video(
     from av.video.reformatter import ColorRange, Colorspace
 
     path = Path(path)
-    if not path.suffix:
-        raise InputError("a video file name with .mp4", path.name, "add .mp4")
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError("a video file name that ends in " + ", ".join(SUFFIXES), path.name, "add .mp4")
     rate = _rate(fps)
     first, frames = _first(frames)
     height, width = first.shape[:2]
@@ -69,7 +70,9 @@ def write_video(
 def _rate(fps: float) -> Fraction:
     if not (isinstance(fps, (int, float, Fraction, np.number)) and math.isfinite(fps) and fps > 0):
         raise InputError("frames per second above 0", repr(fps), "25 is a usual rate")
-    return Fraction(fps).limit_denominator(1001)  # 1001, so that 29.97 is the broadcast rate 30000/1001
+    return Fraction(fps).limit_denominator(1001) or Fraction(
+        1, round(1 / fps)
+    )  # 1001, so that 29.97 is the broadcast rate 30000/1001
 
 
 def _first(frames: Iterable[np.ndarray]) -> tuple[np.ndarray, Iterator[np.ndarray]]:

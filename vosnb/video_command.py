@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import InputError
+from .files import check_result
 from .prompts import Box, Point, Prompt, Prompts
 
 __all__ = ["parser", "run"]
@@ -53,6 +54,8 @@ def run(arguments: Sequence[str]) -> list[Path]:
     args = parser().parse_args(list(arguments))
     if not (args.output_video or args.output_mask_dir):
         raise InputError("--output_video or --output_mask_dir", "neither", "say where the result goes")
+    check_result(args.output_video, (".mp4", ".mov", ".mkv"), args.video_path, args.prompts, args.output_mask_dir)
+    check_result(args.output_mask_dir, (), args.video_path, args.prompts)
     if args.output_video and args.output_video.exists() and not args.overwrite:
         raise InputError(f"{args.output_video} to be new", "an existing file", "choose another name or say --overwrite")
     prompts = _prompts(args)

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import InputError
 from ..prompts import Prompt
 
-__all__ = ["Decoded", "Encoded", "ImageModel", "load", "names"]
+__all__ = ["Decoded", "Encoded", "ImageModel", "check", "load", "names"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,24 +69,37 @@ def names() -> list[str]:
     return ["grabcut", *weights.cards()]
 
 
-def load(model: str | Path | ImageModel, device: str = "auto", architecture: str | None = None) -> ImageModel:
-    """The image model called `model`, or in the checkpoint file `model`; a model itself passes through.
-
-    `architecture` says what a file of an unknown name holds: a card's name (`sam_vit_b`, `sam2.1_hiera_tiny`) or a SAM 2 .yaml.
-    `InputError` for an unknown name, a checkpoint that is not there (with the command that fetches it) or does not fit.
-    """
+def check(model: str | Path | ImageModel) -> None:
+    """`InputError` where `load` would not know the name, or there is no such checkpoint; loads nothing."""
     if not isinstance(model, (str, Path)):
-        return model
-    if model == "grabcut":
-        from .grabcut import GrabCut
-
-        return GrabCut()
+        if not (hasattr(model, "encode") and hasattr(model, "decode")):
+            raise InputError("a model's name or an ImageModel", repr(model), "name one of " + ", ".join(names()))
+        return
     if str(model) not in names() and Path(model).suffix not in (".pt", ".pth", ".safetensors"):
         raise InputError(
             "a model among " + ", ".join(names()) + ", or a .pt, .pth or .safetensors file",
             repr(str(model)),
             "choose one of these",
         )
+    if Path(model).suffix and not Path(model).is_file() and str(model) not in names():
+        raise InputError(
+            "a checkpoint file", f"{model}, which does not exist", "check the path, or name one that `vosnb fetch` lists"
+        )
+
+
+def load(model: str | Path | ImageModel, device: str = "auto", architecture: str | None = None) -> ImageModel:
+    """The image model called `model`, or in the checkpoint file `model`; a model itself passes through.
+
+    `architecture` says what a file of an unknown name holds: a card's name (`sam_vit_b`, `sam2.1_hiera_tiny`) or a SAM 2 .yaml.
+    `InputError` for an unknown name, a checkpoint that is not there (with the command that fetches it) or does not fit.
+    """
+    check(model)
+    if not isinstance(model, (str, Path)):
+        return model
+    if model == "grabcut":
+        from .grabcut import GrabCut
+
+        return GrabCut()
     from . import sam
 
     return sam.load(str(model), device, architecture)

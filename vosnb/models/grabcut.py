@@ -91,7 +91,9 @@ class GrabCut:
             if min(likely.sum(), (~likely).sum()) >= MIXTURE:
                 cv2.setRNGSeed(self.seed)
                 models = np.zeros((1, 13 * MIXTURE)), np.zeros((1, 13 * MIXTURE))
-                cv2.grabCut(image, trimap, None, *models, self.rounds if own.mask is None else self.again, cv2.GC_INIT_WITH_MASK)
+                cv2.grabCut(
+                    image, trimap, None, *models, self.rounds if own.mask is None else self.again, cv2.GC_INIT_WITH_MASK
+                )
         mask = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
         only_points = own.box is None and own.mask is None
         return _touching(mask, own.inside) if only_points else mask

@@ -229,7 +229,12 @@ def sam2_config(name: str | Path) -> Path:
 
     package = Path(sam2.__file__).parent
     known = {file.stem: file for folder in ("sam2", "sam2.1") for file in sorted((package / "configs" / folder).glob("*.yaml"))}
-    tries = (Path(name), package / name, package / "configs" / name, known.get(Path(name).name.removesuffix(".yaml"), Path(name)))
+    tries = (
+        Path(name),
+        package / name,
+        package / "configs" / name,
+        known.get(Path(name).name.removesuffix(".yaml"), Path(name)),
+    )
     for file in tries:
         if file.is_file():
             return file

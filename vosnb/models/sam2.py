@@ -84,7 +84,9 @@ class Sam2:
         attention = network.memory_attention.layers[0].self_attn
         self.rope = compute_axial_cis(attention.internal_dim // attention.num_heads, self.grid, self.grid).to(device)
         with torch.inference_mode():
-            self.memory_pos = _tokens(network.memory_encoder.position_encoding(torch.zeros(1, network.mem_dim, self.grid, self.grid, device=device)))
+            self.memory_pos = _tokens(
+                network.memory_encoder.position_encoding(torch.zeros(1, network.mem_dim, self.grid, self.grid, device=device))
+            )
             self.image_pe = network.sam_prompt_encoder.get_dense_pe()
             nothing = torch.zeros(1, 1, 2, device=device), -torch.ones(1, 1, dtype=torch.int32, device=device)
             self.unprompted = network.sam_prompt_encoder(points=nothing, boxes=None, masks=None)
@@ -108,10 +110,22 @@ class Sam2:
         start = _tokens(top)
         if attention.pos_enc_at_input:
             start = start + 0.1 * _tokens(pos)
-        return Features(top, maps[-3:-1] if self.network.use_high_res_features_in_sam else None, self._look_around(attention.layers[0], start))
+        return Features(
+            top,
+            maps[-3:-1] if self.network.use_high_res_features_in_sam else None,
+            self._look_around(attention.layers[0], start),
+        )
 
-    def attend(self, features: Features, memories: torch.Tensor, codes: Sequence[Sequence[int]], pointers: torch.Tensor | None,
-               distances: Sequence[Sequence[float]], reach: int, weights: Sequence[tuple[Sequence[float], Sequence[float]]] | None = None) -> torch.Tensor:
+    def attend(
+        self,
+        features: Features,
+        memories: torch.Tensor,
+        codes: Sequence[Sequence[int]],
+        pointers: torch.Tensor | None,
+        distances: Sequence[Sequence[float]],
+        reach: int,
+        weights: Sequence[tuple[Sequence[float], Sequence[float]]] | None = None,
+    ) -> torch.Tensor:
         """The frame in the light of B memories: (B, C, G, G).
 
         `memories` (B, N, D, G, G) with temporal `codes` (B × N; −1 is the untimed slot), `pointers` (B, K, C) at `distances` (B × K,
@@ -139,7 +153,13 @@ class Sam2:
             keys = keys * space[..., None]
         return self._through(features.start.expand(batch, -1, -1), memory, keys, told)
 
-    def decode(self, features: Features, seen: torch.Tensor, prompt: tuple[torch.Tensor, torch.Tensor] | None = None, multimask: bool = True) -> Decoded:
+    def decode(
+        self,
+        features: Features,
+        seen: torch.Tensor,
+        prompt: tuple[torch.Tensor, torch.Tensor] | None = None,
+        multimask: bool = True,
+    ) -> Decoded:
         """`seen` (B, C, G, G) to candidate masks; `prompt` are sparse and dense embeddings, none while tracking."""
         sparse, dense = prompt or self.unprompted
         batch = seen.shape[0]
@@ -187,7 +207,9 @@ class Sam2:
         found = self.network.forward_image(batch)
         return found["backbone_fpn"], found["vision_pos_enc"][-1]
 
-    def _decoder(self, seen: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor, high: list[torch.Tensor] | None, multimask: bool):
+    def _decoder(
+        self, seen: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor, high: list[torch.Tensor] | None, multimask: bool
+    ):
         return self.network.sam_mask_decoder(
             image_embeddings=seen, image_pe=self.image_pe, sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense,
             multimask_output=multimask, repeat_image=False, high_res_features=high,
@@ -199,8 +221,14 @@ class Sam2:
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 
-    def prompt(self, features: Features, prompt: Prompt, shape: tuple[int, int], seen: torch.Tensor | None = None,
-               earlier: torch.Tensor | None = None) -> Answer:
+    def prompt(
+        self,
+        features: Features,
+        prompt: Prompt,
+        shape: tuple[int, int],
+        seen: torch.Tensor | None = None,
+        earlier: torch.Tensor | None = None,
+    ) -> Answer:
         """One object's prompt to its mask, the one of highest predicted IoU where the model offers candidates.
 
         `seen` (1, C, G, G) and `earlier` (1, 1, Q, Q) logits: what tracking made of this frame, when the prompt corrects it. A mask
@@ -235,8 +263,12 @@ class Sam2:
         pointer = self.pointer(found.tokens[:, 0], found.present > 0)
         there = mask.flatten(1).any(1)
         if network.pred_obj_scores:  # the rule for absent objects once more, now by the mask itself, as SAM 2 has it
-            pointer = (there[:, None] * pointer if network.fixed_no_obj_ptr else pointer) + (~there)[:, None] * network.no_obj_ptr
-        return Answer(_as_logits(mask, self.low), torch.ones(1, device=self.device), torch.where(there, MASK_LOGIT, -MASK_LOGIT), pointer)
+            pointer = (there[:, None] * pointer if network.fixed_no_obj_ptr else pointer) + (~there)[
+                :, None
+            ] * network.no_obj_ptr
+        return Answer(
+            _as_logits(mask, self.low), torch.ones(1, device=self.device), torch.where(there, MASK_LOGIT, -MASK_LOGIT), pointer
+        )
 
     def _points(self, prompt: Prompt, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Box corners (labels 2 and 3), then points, in the model's pixels."""
@@ -266,7 +298,9 @@ class Sam2:
     def _look_around(self, layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         """A layer's self-attention over the frame's own tokens, (B, G², C)."""
         y, attention = layer.norm1(x), layer.self_attn
-        return x + attention.out_proj(_attention(self._turned(attention.q_proj(y)), self._turned(attention.k_proj(y)), attention.v_proj(y)))
+        return x + attention.out_proj(
+            _attention(self._turned(attention.q_proj(y)), self._turned(attention.k_proj(y)), attention.v_proj(y))
+        )
 
     def _through(self, x: torch.Tensor, memory: torch.Tensor, keys: torch.Tensor, told: int) -> torch.Tensor:
         """All layers; x (B, G², C) has been through the first self-attention. `told`: how many of the last keys have no place."""
@@ -317,28 +351,46 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tenso
     return out
 
 
-def load(model: str | Path | Sam2, config: str | Path | None = None, *, image_size: int | None = None, device: str = "auto",
-         postprocess: bool = False, compile: bool = False) -> Sam2:
+def load(
+    model: str | Path | Sam2,
+    config: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+    device: str = "auto",
+    postprocess: bool = False,
+    compile: bool = False,
+) -> Sam2:
     """The tracking model of a card's name, or of a checkpoint file with its `config`; the last two are kept.
 
     "mini-random" is the small architecture of mini.yaml with seeded random weights: its masks mean nothing, everything else runs.
     `InputError` where the checkpoint is not there (with the command that fetches it), or holds the weights of another network.
     """  # fmt: skip
     if isinstance(model, Sam2):
+        if config is not None or image_size not in (None, model.size) or (postprocess and not model.postprocess) or compile:
+            given = "config, image_size, postprocess or compile beside it"
+            raise InputError("a loaded model as it is", given, "give these to models.sam2.load")
         return model
     name, wanted = str(model), str(pick(device))
+    if name == DRY_RUN and config is not None:
+        raise InputError("mini-random without a config", repr(str(config)), "leave the config out")
     if name == DRY_RUN:
         return _loaded(name, None, str(Path(__file__).with_name("mini.yaml")), image_size, wanted, postprocess, compile)
     card = weights.cards().get(name) or next((c for c in weights.cards().values() if c.file == Path(name).name), None)
     if config is None and (card is None or card.family != "sam2"):
         tracked = ", ".join(c.name for c in weights.cards().values() if c.family == "sam2")
-        raise InputError(f"a SAM 2 checkpoint among {tracked}, or a file and its config", repr(name), "name one of these, or give config=….yaml")
+        raise InputError(
+            f"a SAM 2 checkpoint among {tracked}, or a file and its config",
+            repr(name),
+            "name one of these, or give config=….yaml",
+        )
     file = weights.path(name) if name in weights.cards() else Path(name)
     return _loaded(name, str(file), str(sam2_config(config or card.config)), image_size, wanted, postprocess, compile)
 
 
 @lru_cache(maxsize=2)
-def _loaded(name: str, file: str | None, config: str, image_size: int | None, device: str, postprocess: bool, compiled: bool) -> Sam2:
+def _loaded(
+    name: str, file: str | None, config: str, image_size: int | None, device: str, postprocess: bool, compiled: bool
+) -> Sam2:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)  # one that does not take everything for absent
         network = sam2_network(config, image_size, postprocess)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -74,7 +75,7 @@ class PathwayTracker:
         twin.objects = {obj: copy.copy(o) for obj, o in self.objects.items()}
         for o in twin.objects.values():
             o.pathways, o.scores = list(o.pathways), dict(o.scores)
-        twin.logits = WeakKeyDictionary(self.logits)
+        twin.memory, twin.logits = dict(self.memory), WeakKeyDictionary(self.logits)
         return twin
 
     def step(self, image: np.ndarray, prompts: Mapping[int, Prompt]) -> list[Result]:
@@ -86,7 +87,9 @@ class PathwayTracker:
             for obj, prompt in prompts.items():
                 self._prompt(features, obj, prompt, seen.get(obj))
             self.t += 1
-            recalled = {n for o in self.objects.values() for nodes in (o.anchors, *(p.memory for p in o.pathways)) for n in nodes}
+            recalled = {
+                n for o in self.objects.values() for nodes in (o.anchors, *(p.memory for p in o.pathways)) for n in nodes
+            }
             self.memory = {node: self.memory[node] for node in recalled}
             newest = {obj: dict.fromkeys(path.open[-1] for path in o.pathways) for obj, o in self.objects.items()}
             self.newest = {obj: [self.logits[node] for node in nodes] for obj, nodes in newest.items()}
@@ -96,7 +99,7 @@ class PathwayTracker:
         """What is still open is decided for each object's best pathway."""
         for o in self.objects.values():
             o.pathways = o.pathways[:1]
-        with inference(self.model.device, precision(self.model.device)):
+        with inference(self.model.device, precision(self.model.device)), _out_of_memory():
             return list(self._report(self.t))
 
     def hypotheses(self, obj: int) -> list[np.ndarray]:
@@ -134,11 +137,12 @@ class PathwayTracker:
         found = []
         for group in groups.values():
             recalls = [recall for _, recall in group]
+            pointers = [torch.stack([self.memory[n].pointer for _, n in r.pointers]) for r in recalls if r.pointers]
             seen = self.model.attend(
                 features,
                 torch.stack([torch.stack([self.memory[n].features for _, n in r.spatial]) for r in recalls]),
                 [[code for code, _ in r.spatial] for r in recalls],
-                torch.stack([torch.stack([self.memory[n].pointer for _, n in r.pointers]) for r in recalls]),
+                torch.stack(pointers) if pointers else None,
                 [[d for d, _ in r.pointers] for r in recalls],
                 max(self.pointers, 1),
                 None if recalls[0].weights is None else [r.weights for r in recalls],
@@ -146,7 +150,10 @@ class PathwayTracker:
             found.append((seen, self.model.decode(features, seen, multimask=self.model.tracks_with_candidates)))
         if not found:
             return {}
-        rows = torch.cat([torch.cat([d.iou, d.present[:, None], d.logits.flatten(1).sum(1)[:, None]], dim=1) for _, d in found]).tolist()
+        sums = [d.logits.flatten(1).sum(1) for _, d in found]  # not finite where a logit is not
+        rows = torch.cat(
+            [torch.column_stack([d.iou, d.present, total]) for (_, d), total in zip(found, sums, strict=True)]
+        ).tolist()
         self._check(*chain.from_iterable(rows))
         steps: dict[Pathway, Step] = {}
         rows_left = iter(rows)
@@ -159,7 +166,10 @@ class PathwayTracker:
     def _select(self, o: Tracked, steps: Mapping[Pathway, Step], chosen: dict[tuple[Pathway, int], Node]) -> Pathway:
         """The strategy's survivors become the object's pathways, equal ones one and the same; returns the parent of the best."""
         old = o.pathways
-        survivors = self.strategy.select([p.score for p in old], [steps[p].present for p in old], [steps[p].iou for p in old], self.t - o.prompted)
+        now = [steps[p] for p in old]
+        survivors = self.strategy.select(
+            [p.score for p in old], [s.present for s in now], [s.iou for s in now], self.t - o.prompted
+        )
         new: dict[tuple[Pathway, int], Pathway] = {}
         pathways, hypotheses = [], []
         for p, j, score in survivors:
@@ -194,7 +204,9 @@ class PathwayTracker:
         o = self.objects.get(obj)
         earlier = None if seen is None else self.model.filled(self.logits[o.pathways[0].open[-1]])[None, None]
         answer = self.model.prompt(features, prompt, self.shape, seen, earlier)
-        iou, present, *sums = torch.stack([answer.iou[0], answer.present[0], answer.logits.sum(), answer.pointer.sum()]).tolist()
+        iou, present, *sums = torch.stack(
+            [answer.iou[0], answer.present[0], answer.logits.sum(), answer.pointer.sum()]
+        ).tolist()
         self._check(iou, present, *sums)
         node, logits = Node(self.t, iou, present), self.model.filled(answer.logits[0, 0])
         memory = self.model.remember(features, logits[None, None], answer.present > 0, binarize=self.model.postprocess)
@@ -238,7 +250,9 @@ class PathwayTracker:
                 hypotheses, disagreement = o.scores.pop(t)
                 shorter: dict[Pathway, Pathway] = {p: p.reported(1) for p in dict.fromkeys(o.pathways)}
                 o.pathways = [shorter[p] for p in o.pathways]
-                scores[obj] = Score(node.iou, node.present, 0.0 if disagreement is None else float(disagreement), tuple(hypotheses))
+                scores[obj] = Score(
+                    node.iou, node.present, 0.0 if disagreement is None else float(disagreement), tuple(hypotheses)
+                )
             found = self._shown(logits)
             yield Result(found.merged(), scores, found)
         self.reported = max(self.reported, until)
@@ -292,11 +306,12 @@ def _only_mask(prompt: Prompt) -> bool:
     return prompt.mask is not None and not prompt.points and prompt.box is None
 
 
-class _out_of_memory:
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
     """An exhausted device said in words: the two settings that help."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise InputError("room on the device", "out of memory", "use a smaller image_size (e.g. 512), or a smaller num_pathway") from error
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            "room on the device", "out of memory", "use a smaller image_size (e.g. 512), or a smaller num_pathway"
+        ) from error

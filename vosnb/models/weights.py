@@ -14,7 +14,7 @@ import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path
@@ -34,15 +34,20 @@ ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a checkpoint. `sha256` is None where nobody states it; `config` is its family's name for the network."""
+    """What is known of a checkpoint. `bytes` and `sha256` are None where nobody states them; `config` is its family's name for the
+    network."""
 
     name: str
     url: str
-    bytes: int
     licence: str
     family: str
+    bytes: int | None = None
     config: str = ""
     sha256: str | None = None
+
+    @property
+    def size(self) -> str:
+        return "size unknown" if self.bytes is None else f"{self.bytes / 1e6:.0f} MB"
 
     @property
     def file(self) -> str:
@@ -82,7 +87,7 @@ def path(name: str) -> Path:
             return file
     raise InputError(
         f"the checkpoint {wanted.file}", f"no such file in {' or '.join(map(str, folders()))}",
-        f"run `vosnb fetch {name}` ({wanted.bytes / 1e6:.0f} MB, {wanted.licence})",
+        f"run `vosnb fetch {name}` ({wanted.size}, {wanted.licence})",
     )  # fmt: skip
 
 
@@ -102,6 +107,7 @@ def fetch(name: str, folder: str | Path | None = None) -> Path:
     if file.is_file():
         _verify(file, file, wanted)
         return file
+    wanted = _sized(wanted)
     part = file.with_name(file.name + ".part")
     _prepare(part, wanted)
     for _ in range(ATTEMPTS):
@@ -116,6 +122,8 @@ def fetch(name: str, folder: str | Path | None = None) -> Path:
             break
     if part.stat().st_size < wanted.bytes:
         got = f"{part.stat().st_size} of {wanted.bytes} bytes ({trouble})"
+        if not part.stat().st_size:
+            part.unlink()
         raise InputError(
             f"to download {wanted.url}", got, f"check the network, then run `vosnb fetch {name}` again: it resumes"
         )
@@ -200,6 +208,18 @@ def _prepare(part: Path, wanted: Card) -> None:
         )
 
 
+def _sized(wanted: Card) -> Card:
+    """The card with the server's word on the size, where nobody else states it."""
+    if wanted.bytes is not None:
+        return wanted
+    try:
+        with urllib.request.urlopen(urllib.request.Request(wanted.url, method="HEAD"), timeout=30) as answer:
+            return replace(wanted, bytes=int(answer.headers["Content-Length"]))
+    except (OSError, HTTPException, TypeError, ValueError) as error:
+        advice = f"check the network, then run `vosnb fetch {wanted.name}` again"
+        raise InputError(f"to learn the size of {wanted.url}", f"{getattr(error, 'reason', error)}", advice) from None
+
+
 def _download(wanted: Card, part: Path) -> None:
     """Appends to `part` what is missing of it; starts over where the server cannot resume."""
     have = part.stat().st_size
@@ -209,6 +229,8 @@ def _download(wanted: Card, part: Path) -> None:
     with urllib.request.urlopen(request, timeout=30) as answer:
         resumed = answer.status == 206
         todo = wanted.bytes - (have if resumed else 0)
+        if (length := answer.headers.get("Content-Length")) and int(length) != todo:  # a login page, or another file
+            raise urllib.error.URLError(f"{length} bytes were offered where {todo} are left")
         with part.open("ab" if resumed else "wb") as out:
             for chunk in progress(_chunks(answer), math.ceil(todo / CHUNK), wanted.file, "MB"):
                 out.write(chunk)
@@ -227,7 +249,7 @@ def _verify(file: Path, final: Path, wanted: Card) -> None:
         if file == final
         else "nothing was kept: try again, or from another network"
     )
-    if size != wanted.bytes:
+    if wanted.bytes is not None and size != wanted.bytes:
         raise InputError(f"{wanted.bytes} bytes in {final.name}", f"{size} bytes in {file}", advice)
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -84,6 +84,7 @@ _BUILT_IN = {
     "sam": "sam",
     "sam2": "sam2",
     "sam2long": "sam2long",
+    "xmem": "xmem",
 }  # name → module in this package, imported on first use
 _registry: dict[str, type] = {}
 
@@ -107,18 +108,25 @@ def names() -> list[str]:
 def get(by: str | Strategy, **settings: Any) -> Strategy:
     """The strategy called `by`, with settings; text values are read as the field's type (they come from a command line)."""
     if not isinstance(by, str):
+        if isinstance(by, type) or not hasattr(by, "tracker"):
+            raise InputError("a strategy or its name", repr(by), "give for example 'flow', or an instance such as Flow()")
+        _check_names(by, settings, type(by).__name__)
         return dataclasses.replace(by, **settings) if settings else by
     if by not in _registry and by in _BUILT_IN:
         importlib.import_module(f".{_BUILT_IN[by]}", __package__)
     if by not in _registry:
         raise InputError("a strategy among " + ", ".join(names()), repr(by), "choose one of these")
     cls = _registry[by]
-    types = typing.get_type_hints(cls)
-    known = {f.name: types[f.name] for f in dataclasses.fields(cls) if f.init}
+    _check_names(cls, settings, by)
+    known = typing.get_type_hints(cls)
+    return cls(**{name: _read(value, known[name], f"{by}'s {name}") for name, value in settings.items()})
+
+
+def _check_names(strategy: Any, settings: Mapping[str, Any], what: str) -> None:
+    known = [f.name for f in dataclasses.fields(strategy) if f.init]
     for name in settings:
         if name not in known:
-            raise InputError(f"a setting of {by} among " + ", ".join(known), repr(name), "correct the name")
-    return cls(**{name: _read(value, known[name], f"{by}'s {name}") for name, value in settings.items()})
+            raise InputError(f"a setting of {what} among " + ", ".join(known), repr(name), "correct the name")
 
 
 def _read(value: Any, kind: Any, what: str) -> Any:

@@ -2,10 +2,10 @@
 
 Per object an occupancy in [0, 1] is pulled along the flow from this frame back to the previous one (DIS flow: Kroeger et al.,
 "Fast Optical Flow using Dense Inverse Search", ECCV 2016). It stays continuous over time, so that motion below a pixel adds
-up, and cubic interpolation and a mild steepening keep its edges from blurring. Where going there and back again does not
-lead home (near the edge of a mask, where surfaces appear and vanish; the test of Sundaram et al., "Dense Point Trajectories by GPU-Accelerated Large
-Displacement Optical Flow", ECCV 2010), or leads to another colour, the flow is not believed: such a pixel goes to
-the object, or the background, whose colour it has nearby.
+up, and cubic interpolation and a mild steepening keep its edges from blurring. Near the edge of a mask, where surfaces appear
+and vanish, the flow is not believed where going there and back again does not lead home (the test of Sundaram et al., "Dense
+Point Trajectories by GPU-Accelerated Large Displacement Optical Flow", ECCV 2010) or leads to another colour: such a pixel goes
+to the object, or the background, whose colour it has nearby.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import cv2
 import numpy as np
 
 from ..errors import InputError
+from ..models import check
 from ..prompts import Prompt
 from . import Result, Score, register
 
 PRESETS = {"fast": 1, "medium": 2}  # cv2.DISOPTICAL_FLOW_PRESET_*
 STEEPEN = 1.15  # contrast gain about 1/2 per frame, against the blur of resampling
 OTHER = 5.0, 12.0  # a pixel came from elsewhere if its colour differs by so many times the usual, and so many levels
+SMALLEST = 32  # pixels: on a smaller frame OpenCV's DIS flow reads beyond its arrays and kills the process
 EDGE = 4  # pixels: further from the edge of a mask the flow is not doubted
 NEARBY = 7.0  # pixels, the reach of the colours that stand in for a flow that is not believed
 
@@ -46,6 +48,7 @@ class Flow:
             raise InputError("flow's tolerance in pixels above 0", self.tolerance, "try 1.5")
 
     def tracker(self, shape: tuple[int, int], frames: int | None) -> FlowTracker:
+        check(self.model)  # it may be needed on a late frame only
         return FlowTracker(self, shape)
 
 
@@ -82,8 +85,7 @@ class FlowTracker:
     def _carry(self, image: np.ndarray) -> np.ndarray:
         """Moves every occupancy to the new frame; returns (H, W) bool, where the flow is believed."""
         new, old = (cv2.cvtColor(i, cv2.COLOR_RGB2GRAY) for i in (image, self.image))
-        back = self.flow.calc(new, old, None)  # (H, W, 2): where each new pixel was
-        forth = self.flow.calc(old, new, None)
+        back, forth = self._flow(new, old), self._flow(old, new)  # (H, W, 2): where each new pixel was, and the way back
         there = self.home + back
         forth = cv2.remap(forth, there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         length = np.linalg.norm(back, axis=-1) + np.linalg.norm(forth, axis=-1)
@@ -100,6 +102,14 @@ class FlowTracker:
         trust |= cv2.dilate(labels, reach) == cv2.erode(labels, reach)
         self.occupancy = carried if trust.all() else _by_colour(image, carried, trust)
         return trust
+
+    def _flow(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """(H, W, 2) float32 flow from one grey frame to another."""
+        height, width = self.shape
+        down, right = max(0, SMALLEST - height), max(0, SMALLEST - width)
+        if down or right:
+            a, b = (cv2.copyMakeBorder(i, 0, down, 0, right, cv2.BORDER_REPLICATE) for i in (a, b))
+        return self.flow.calc(a, b, None)[:height, :width]
 
     def _labels(self, occupancy: Mapping[int, np.ndarray]) -> np.ndarray:
         """(H, W) uint8: the object of the highest occupancy above a half."""

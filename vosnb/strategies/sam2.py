@@ -54,7 +54,12 @@ class SAM2:
         from ..models.tracker import PathwayTracker
 
         model = load(
-            self.model, self.config, image_size=self.image_size, device=self.device, postprocess=self.postprocess, compile=self.compile
+            self.model,
+            self.config,
+            image_size=self.image_size,
+            device=self.device,
+            postprocess=self.postprocess,
+            compile=self.compile,
         )
         return PathwayTracker(self, model, shape, frames)
 
@@ -72,9 +77,11 @@ class SAM2:
 
     def remember(self, pathway: Pathway, node: Node, pointers: int) -> tuple[Node, ...]:
         """What of the ancestry, `node` included, `recall` may ask for later."""
-        return tuple(old for old in pathway.memory if old.frame > node.frame - pointers) + (node,)
+        return (*(old for old in pathway.memory if old.frame > node.frame - pointers), node)
 
-    def select(self, scores: Sequence[float], present: Sequence[float], iou: Sequence[Sequence[float]], t: int) -> list[tuple[int, int, float]]:
+    def select(
+        self, scores: Sequence[float], present: Sequence[float], iou: Sequence[Sequence[float]], t: int
+    ) -> list[tuple[int, int, float]]:
         """Which candidates live on, best first, as (pathway, candidate, cumulative score): the one of highest predicted IoU.
 
         `scores` and `present` (object score) are one per pathway, `iou` one per pathway and candidate; `t` counts frames since the prompt.

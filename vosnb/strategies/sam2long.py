@@ -63,16 +63,16 @@ class SAM2Long(SAM2):
             return (*accepted, node)[-pointers:]
         return (*accepted[-pointers:], node)
 
-    def select(self, scores: Sequence[float], present: Sequence[float], iou: Sequence[Sequence[float]], t: int) -> list[tuple[int, int, float]]:
+    def select(
+        self, scores: Sequence[float], present: Sequence[float], iou: Sequence[Sequence[float]], t: int
+    ) -> list[tuple[int, int, float]]:
         if t == 1:  # one ordinary step; its node is the parent of every pathway
             best = max(range(len(iou[0])), key=lambda j: iou[0][j])
             return [(0, best, 0.0)] * self.num_pathway
         candidates = [(s + math.log(q + 1e-5), p, j) for p, s in enumerate(scores) for j, q in enumerate(iou[p])]
         ranked = sorted(candidates, key=lambda c: -c[0])  # stable: ties stay in (pathway, candidate) order
-        if max(abs(o) for o in present) > self.uncertainty:
-            chosen = ranked[: self.num_pathway]
-        else:
-            chosen = self._distinct(ranked, present, iou)
+        certain = max(abs(o) for o in present) > self.uncertainty
+        chosen = ranked[: self.num_pathway] if certain else self._distinct(ranked, present, iou)
         return [(p, j, s) for s, p, j in chosen]
 
     def _distinct(self, ranked: list, present: Sequence[float], iou: Sequence[Sequence[float]]) -> list:

@@ -108,8 +108,12 @@ def check_clip(seed: int, frames: int, height: int, width: int) -> None:
         )
 
 
-def scene(seed: int, kind: str = "mixed", frames: int = 60, height: int = 256, width: int = 480, fps: float = 25) -> Scene:
+def scene(
+    seed: int, kind: str = "mixed", frames: int = 60, height: int = 256, width: int = 480, fps: float = 25, every: int = 1
+) -> Scene:
     """A scene of textured objects. A seed changes everything: colours, textures, outlines, paths, camera, noise.
+
+    `every` is how many frames of the film pass from one that is shown to the next.
 
     - `occluder`: object 1 goes behind something wider than itself, is gone for about a quarter of the clip, and comes back,
       on the other side or where it went in.
@@ -125,9 +129,9 @@ def scene(seed: int, kind: str = "mixed", frames: int = 60, height: int = 256, w
     check_clip(seed, frames, height, width)
     if kind not in KINDS:
         raise InputError("a kind of scene among " + ", ".join(KINDS), repr(kind), "choose one of these")
-    stage = _Stage((seed, KINDS.index(kind)), kind, frames, height, width)
+    stage = _Stage((seed, KINDS.index(kind)), kind, frames * every, height, width)
     objects = {label: f"object {label}" for label in sorted({sprite.label for sprite in stage.sprites} - {0})}
-    return Scene(f"{kind}-{seed:02d}", fps, frames, height, width, objects, stage.film)
+    return Scene(f"{kind}-{seed:02d}", fps, frames, height, width, objects, lambda: stage.film(every))
 
 
 @dataclass(frozen=True)
@@ -339,9 +343,9 @@ class _Stage:
         radius = self.rng.uniform(0.09, 0.2) * self.short
         return self._sprite(label, _cut_out(self.rng, self.tone) if patch is None else patch, x, y, radius, **habits)
 
-    def film(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def film(self, every: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         rng = np.random.default_rng((*self.seed, 1))  # of the noise; all else is drawn already, and stays
-        for t in range(self.frames):
+        for t in range(0, self.frames, every):
             zoom, roll, view = self.zoom[t], self.roll[t], self.view[t]
             ground = view @ [[1, 0, -self.border], [0, 1, -self.border], [0, 0, 1]]
             size = self.width, self.height

@@ -1,0 +1,218 @@
+"""Training of the small SAM 2, resumable at any time:
+
+    python -m vosnb.embedded.train runs/mini --clips 2800
+
+makes the training clips in `runs/mini/clips`, learns stage by stage, and leaves `state.pt` (to go on from), `curve.jsonl` and
+`curve.png`, and in the end `vosnb-mini-sam2.safetensors`. Single images come first, until a box is enough to find an object; then
+pairs of frames, then clips; small pictures before large ones, which cost four times as much.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import nn
+
+from ..errors import InputError
+from ..files import replacing
+from ..models.device import pick
+from ..models.sam import sam2_network
+from ..progress import progress
+from .clips import make_clips
+from .learner import Learner, prepare
+from .muon import Muon
+from .samples import VALIDATION, batches, sample, stacked
+
+__all__ = ["STAGES", "Stage", "export", "train"]
+
+CONFIG = Path(__file__).parents[1] / "models" / "mini.yaml"
+CHECKPOINT = "vosnb-mini-sam2.safetensors"
+WARM_UP = 100  # steps, of each stage
+WEIGHTS = {"mask": 1.0, "quality": 0.5, "presence": 0.5, "dense": 0.5}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`steps` with batches of V `clips` of T `frames` with O `objects`, S = `side`; the rate falls evenly from first to last."""
+
+    name: str
+    steps: int
+    clips: int
+    frames: int
+    objects: int
+    side: int
+    rate: tuple[float, float]
+
+
+STAGES = (
+    Stage("images", 2500, clips=24, frames=1, objects=3, side=128, rate=(2.0e-3, 1.2e-3)),
+    Stage("pairs", 500, clips=8, frames=2, objects=3, side=128, rate=(1.2e-3, 1e-3)),
+    Stage("clips", 1000, clips=4, frames=5, objects=3, side=128, rate=(1e-3, 6e-4)),
+    Stage("large", 900, clips=2, frames=5, objects=3, side=256, rate=(6e-4, 1e-5)),
+)
+
+
+def train(
+    folder: Path, clips: int, stages: tuple[Stage, ...] = STAGES, seed: int = 0, device: str = "auto", workers: int = 1,
+    every: int = 50,
+) -> Path:  # fmt: skip
+    """Trains, or goes on; the checkpoint's path. `every` is how many steps pass between points of the curve and saved states."""
+    if clips <= VALIDATION:
+        raise InputError(f"more than {VALIDATION} clips, the first of which are for validation", clips, "2000 or more")
+    where = torch.device(pick(device))
+    make_clips(folder / "clips", clips, max(workers, 1))
+    torch.manual_seed(seed)
+    state = _State.load(folder / "state.pt") or _State.new(stages[0].side)
+    check = _validation(folder / "clips")
+    for number, stage in enumerate(stages):
+        if state.stage > number:
+            continue
+        learner = Learner(_network(stage.side)).to(where)
+        learner.load_state_dict(state.weights)
+        optimizers = _optimizers(learner)
+        for optimizer, kept in zip(optimizers, state.optimizers, strict=False):
+            optimizer.load_state_dict(kept)
+        shape = (stage.frames, stage.objects, stage.side)
+        feed = batches(folder / "clips", clips, seed + number, state.step, stage.steps, stage.clips, shape, workers)
+        scores: list[dict[str, float]] = []
+        started = time.monotonic()
+        for batch in progress(feed, stage.steps - state.step, stage.name, "step"):
+            rate = _rate(stage, state.step)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+            scores.append(_learn(learner, optimizers, batch, where, correct=state.step % 2 == 1))
+            state.step += 1
+            if state.step % every == 0 or state.step == stage.steps:
+                state.seconds += time.monotonic() - started
+                started = time.monotonic()
+                state.weights = learner.state_dict()
+                state.optimizers = [optimizer.state_dict() for optimizer in optimizers]
+                mean = {key: float(np.mean([s[key] for s in scores])) for key in scores[0]}
+                scores = []
+                row = {"stage": stage.name, "step": state.step, "seconds": state.seconds, "rate": rate, **mean}
+                if state.step % (4 * every) == 0:
+                    row |= _score(learner, check, stage.side, where)
+                state.rows.append(row)
+                state.save(folder)
+        state.stage, state.step = number + 1, 0
+        state.save(folder)
+    return export(state.weights, folder / CHECKPOINT)
+
+
+def export(weights: dict[str, torch.Tensor], file: Path) -> Path:
+    """The network's part of a learner's weights, as float16."""
+    from safetensors.torch import save_file
+
+    kept = {key.removeprefix("network."): value for key, value in weights.items() if key.startswith("network.")}
+    with replacing(file) as part:
+        save_file({key: value.half().contiguous().cpu() for key, value in kept.items()}, part)
+    return file
+
+
+def _network(side: int) -> nn.Module:
+    """The small network for pictures of this side; its last block looks at all of them, without padding to the full size."""
+    network = sam2_network(CONFIG, side, postprocess=False)
+    last = network.image_encoder.trunk.blocks[-1]
+    last.window_size = min(last.window_size, side // 16)
+    return network
+
+
+def _optimizers(learner: Learner) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices within (Jordan 2024), AdamW for all else: embeddings, convolutions, norms, biases."""
+    outer = ("embed", "token", "no_mem", "no_obj", "tpos")
+    inner = [p for name, p in learner.named_parameters() if p.ndim == 2 and min(p.shape) > 1 and not any(o in name for o in outer)]
+    others = [p for p in learner.parameters() if not any(p is q for q in inner)]
+    return [
+        Muon(inner),
+        torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def _rate(stage: Stage, step: int) -> float:
+    first, last = stage.rate
+    return min(1.0, (step + 1) / WARM_UP) * (first + (last - first) * step / stage.steps)
+
+
+def _learn(learner: Learner, optimizers: list[torch.optim.Optimizer], batch: dict, where: torch.device, correct: bool) -> dict[str, float]:
+    with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
+        found = learner({key: value.to(where, non_blocking=True) for key, value in batch.items()}, correct)
+        loss = sum(weight * found[key] for key, weight in WEIGHTS.items())
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+    if torch.isfinite(norm):
+        for optimizer in optimizers:
+            optimizer.step()
+    return {key: float(value) for key, value in found.items()} | {"norm": float(norm)}
+
+
+def _validation(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
+    return {side: _held_out(folder, side) for side in (128, 256)}
+
+
+def _held_out(folder: Path, side: int) -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng(0)
+    return stacked([sample(folder, clip, rng, 4, 2, side, vary=False) for clip in range(VALIDATION // 2)])
+
+
+@torch.no_grad()
+def _score(learner: Learner, check: dict[int, dict[str, torch.Tensor]], side: int, where: torch.device) -> dict[str, float]:
+    batch = {key: value.to(where) for key, value in check[side].items()}
+    first = {key: value[:, :1] if key in ("images", "masks") else value for key, value in batch.items()}
+    return {f"held_{key}": float(value) for key, value in learner(first, False).items()} | {
+        f"held_clip_{key}": float(value) for key, value in learner(batch, False).items()
+    }
+
+
+@dataclass
+class _State:
+    """What it takes to go on."""
+
+    weights: dict[str, torch.Tensor]
+    optimizers: list[dict]
+    stage: int
+    step: int
+    seconds: float
+    rows: list[dict]
+
+    @classmethod
+    def new(cls, side: int) -> _State:
+        learner = Learner(_network(side))
+        prepare(learner.network)
+        return cls(learner.state_dict(), [], 0, 0, 0.0, [])
+
+    @classmethod
+    def load(cls, file: Path) -> _State | None:
+        return cls(**torch.load(file, weights_only=True)) if file.exists() else None
+
+    def save(self, folder: Path) -> None:
+        with replacing(folder / "state.pt") as part:
+            torch.save(vars(self), part)
+        with replacing(folder / "curve.jsonl") as part:
+            part.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+
+
+def main(
+    folder: Path,
+    clips: Annotated[int, typer.Option(help="Training clips to make, once.")] = 2800,
+    seed: int = 0,
+    device: str = "auto",
+    workers: Annotated[int, typer.Option(help="Processes that prepare batches.")] = 1,
+) -> None:
+    """Train the small SAM 2 in FOLDER, or go on with it."""
+    print(train(folder, clips, seed=seed, device=device, workers=workers))
+
+
+if __name__ == "__main__":
+    typer.run(main)
