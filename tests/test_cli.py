@@ -191,6 +191,17 @@ def test_evaluate_prints_and_saves(film, vosnb):
     assert report["mean J"] == 1 and str(film / "truth") in json.dumps(report["about"])
 
 
+def test_evaluate_scores_data_sets_and_compares(film, vosnb, tmp_path):
+    for name in ("truth", "masks", "other"):
+        shutil.copytree(film / "truth", tmp_path / name / "a")
+    for path in sorted((tmp_path / "other" / "a").iterdir())[2:4]:
+        write_labels(path, np.zeros((96, 128), np.uint8))
+    done = vosnb("evaluate", "masks", "truth", "--protocol", "davis2017", "-o", "out")
+    assert done.code == 0 and "J&F-Mean 1.0000" in done.out and Path("out/global_results-val.csv").is_file()
+    done = vosnb("evaluate", "masks", "other", "truth", "--protocol", "davis2017", "-o", "both")
+    assert done.code == 0 and "other: J&F -0.5000" in done.out and Path("both/other/index.html").is_file()
+
+
 def test_fetch_without_a_name_lists_the_checkpoints(vosnb):
     done = vosnb("fetch")
     assert done.code == 0 and all(name in done.out for name in ("sam_vit_b", "sam2.1_hiera_tiny", "MB", "Apache-2.0"))

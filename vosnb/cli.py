@@ -142,20 +142,60 @@ def video(context: typer.Context) -> None:
 
 @app.command()
 def evaluate(
-    masks: Annotated[Path, typer.Argument(help="A folder of PNGs.")],
-    truth: Annotated[Path, typer.Argument(help="A folder of PNGs with the same frames.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A report.json to write.")] = None,
+    results: Annotated[
+        list[Path], typer.Argument(help="Folders of PNGs, or of a folder of PNGs per sequence; several compare.")
+    ],
+    truth: Annotated[Path, typer.Argument(help="The same of the ground truth.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A report.json to write, or a folder for all tables.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="davis2016, davis2017, youtube-vos, lvos, mose or sa-v.")] = None,
+    sequences: Annotated[Path | None, typer.Option("--list", help="A file that names the sequences, one a line.")] = None,
+    unseen: Annotated[Path | None, typer.Option(help="A file that names unseen sequences or categories, one a line.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The folder of the frames, to draw the worst masks on.")] = None,
+    missing: Annotated[str, typer.Option(help="Masks that are not there: refuse, empty or skip (whole sequences).")] = "refuse",
+    only: Annotated[
+        list[int] | None, typer.Option("--object", help="Score only this one; repeatable, without a protocol.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Compare masks with ground truth: J per object, without the first frame."""
+    """Compare masks with ground truth: J and F per object; without a protocol of one sequence, but its first frame."""
+    from .evaluate import Comparison
     from .evaluate import evaluate as verb
 
-    check_result(out, (".json",), masks, truth)
-    report = verb(masks, truth, compared={"masks": str(masks), "truth": str(truth)})
-    for obj, j in report.J.items():
-        print(f"object {obj}: J {j:.4f}")
-    print(f"mean J {report.mean:.4f}")
+    check_result(out, (".json",) if out and out.suffix else (), *results, truth)
+    lists = {name: path.read_text().split("\n") for name, path in (("sequences", sequences), ("unseen", unseen)) if path}
+    chosen = {name: [line.strip() for line in lines if line.strip()] for name, lines in lists.items()}
+    reports = {
+        _name(masks, results): verb(
+            masks,
+            truth,
+            protocol=protocol,
+            ids=only,
+            missing=missing,
+            jobs=jobs,
+            compared={"masks": str(masks), "truth": str(truth)},
+            **chosen,
+        )
+        for masks in results
+    }
+    for name, report in reports.items():
+        if len(reports) > 1:
+            print(name)
+        for key, j in report.J.items():
+            print(f"object {key}: J {j:.4f}" + (f" F {report.F[key]:.4f}" if protocol else ""))
+        print(f"mean J {report.mean:.4f}")
+        if protocol:
+            print(*(f"{name} {value:.4f}" for name, value in report.summary.items()), sep="\n")
+        for note in report.notes:
+            print(f"note: {note}", file=sys.stderr)
+    done = Comparison(reports) if len(reports) > 1 else next(iter(reports.values()))
+    if isinstance(done, Comparison):
+        for name, gain in done.differences.items():
+            print(
+                f"{name}: J&F {gain.mean:+.4f} ({gain.low:+.4f} … {gain.high:+.4f}), {gain.better} objects better, {gain.worse} worse"
+            )
     if out:
-        print(report.save(out))
+        print(done.save(out) if out.suffix else done.save(out, overwrite=overwrite, images=images))
 
 
 @app.command()
@@ -224,6 +264,13 @@ def _clip(source: str) -> Clip:
     from .clip import Clip
 
     return Clip(source)
+
+
+def _name(folder: Path, among: list[Path]) -> str:
+    """What to call one of several results: its last part, or all of it where these are the same."""
+    return (
+        folder.name if [f.name for f in among].count(folder.name) == 1 else "_".join(p for p in folder.parts if p not in "/..")
+    )
 
 
 def _pair(text: str) -> tuple[str, str]:

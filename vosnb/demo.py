@@ -7,7 +7,6 @@ import json
 import shutil
 import time
 from contextlib import chdir
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def demo(out: str | Path = "runs/demo", frames: int = 120) -> Path:
         first = segment(clip[0], scene.prompts()[0], fill_holes=True, aux=scene.aux)
         found["flow"] = propagate(clip, {0: first}, "flow", aux=scene.aux, out=making / "masks")
         report = evaluate(found["flow"], truth, ids=(1, 2), seconds_per_frame=(time.monotonic() - start) / len(clip))
-        rows.append(_row("flow", asdict(report)))
+        rows.append(_row("flow", report.as_dict()))
 
         print("4/4 pictures")
         found["flow"].video(clip, making / "overlay.mp4", colors=COLORS)
