@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, dataclass, fields
 from functools import cache
 from typing import Any
@@ -16,6 +16,8 @@ from vosnb import Clip, InputError, Masks, Prompt, propagate, stream
 from vosnb.strategies import Result, get, names, register
 from vosnb.strategies.sam2 import SAM2, Recall
 from vosnb.tree import Node, Pathway
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @register("thrifty")
@@ -48,16 +50,6 @@ BY = {
 }
 every_strategy = pytest.mark.parametrize("by", BY)
 T, BEGIN = 6, {1: 1, 2: 3}  # frames; object → its first
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
