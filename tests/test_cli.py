@@ -24,6 +24,7 @@ from vosnb.evaluate import jaccard
 from vosnb.masks import Masks, write_labels
 from vosnb.paint import davis_palette
 from vosnb.prompts import Box, Prompts
+from vosnb.strategies import get
 from vosnb.video import write_video
 
 # what an object of the `moving` clip gets on frame 0: {1: disc around (36, 26), 2: disc around (96, 71)}, radius 15
@@ -125,7 +126,7 @@ def test_segment_leaves_out_auxiliary_objects_and_says_what_came_out_empty(film,
     assert np.unique(indexed(Path("first.png"))).tolist() == [0, 1]
     write_labels("none.png", np.zeros((96, 128), np.uint8))
     empty = Prompts({0: {1: Box(20, 10, 53, 43), 2: np.zeros((96, 128), bool)}}).save("empty.json")
-    assert "object 2: 0 px, EMPTY" in vosnb("segment", film / "film.mp4", "--prompts", empty, "-o", "first.png").out
+    assert "object 2: 0 px, EMPTY" in vosnb("segment", film / "film.mp4", "--prompts", empty, "-o", "empty.png").out
 
 
 def test_propagate_writes_a_folder_of_masks_and_a_video(film, moving, vosnb):
@@ -175,9 +176,28 @@ def test_an_anti_aliased_first_mask_is_refused_or_snapped(film, moving, vosnb, r
 def test_results_are_replaced_only_when_asked(film, vosnb, refuses):
     Path("masks").mkdir()
     Path("masks/00099.png").write_text("mine")
-    refuses("propagate", film / "film.mp4", film / "first.png", "-o", "masks", says="masks to be new or empty")
+    refuses("propagate", film / "film.mp4", film / "first.png", "-o", "masks", says="choose another name, or say --overwrite")
     assert vosnb("propagate", film / "film.mp4", film / "first.png", "-o", "masks", "--overwrite").code == 0
     assert not Path("masks/00099.png").exists() and len(Masks("masks")) == 6
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["segment", "{film}", *BOXES, "-o", "mine.png"],
+        ["segment", "{film}", *BOXES, "-o", "first.png", "--overlay", "mine.png"],
+        ["propagate", "{film}", "{first}", "-o", "masks", "--video", "mine.mp4"],
+        ["video", "--video_path", "{film}", "--points", "36", "26", "--output_video", "mine.mp4"],
+        ["clip", "{film}", "-o", ".", "--name", "mine"],
+    ],
+)
+def test_a_file_is_replaced_only_when_asked(arguments, film, vosnb, refuses, monkeypatch):
+    monkeypatch.setattr("vosnb.strategies.sam2long.SAM2Long.tracker", lambda self, *shape: get("flow").tracker(*shape))
+    arguments = [text.format(film=film / "film.mp4", first=film / "first.png") for text in arguments]
+    mine = Path("mine.png" if "segment" in arguments else "mine.mp4")
+    mine.write_text("mine")
+    refuses(*arguments, says=f"{mine} to be new; got an existing file; choose another name, or say --overwrite")
+    assert vosnb(*arguments, "--overwrite").code == 0 and mine.stat().st_size > 100
 
 
 def test_evaluate_prints_and_saves(film, vosnb):
@@ -233,7 +253,7 @@ def test_stopping_it_is_no_error_of_ours(film, vosnb, monkeypatch):
 
     monkeypatch.setattr("vosnb.strategies.flow.FlowTracker.step", interrupted)
     done = vosnb("propagate", film / "film.mp4", film / "first.png", "-o", "masks")
-    assert done.code == 130 and "Traceback" not in done.err and not list(Path().iterdir())
+    assert done.code == 130 and done.err == "\nstopped, nothing half-written is left\n" and not list(Path().iterdir())
 
 
 def test_the_installed_command_says_how_it_is_used_and_loads_nothing_heavy():

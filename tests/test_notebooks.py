@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import nbformat
@@ -12,6 +13,7 @@ from PIL import Image
 from vosnb.clip import Clip
 from vosnb.errors import InputError
 from vosnb.masks import Masks
+from vosnb.prompts import Prompts
 from vosnb.run import parameters_of, run_notebook
 from vosnb.synth import turbulence
 
@@ -81,6 +83,16 @@ def test_an_unknown_parameter_is_refused(notebook, tmp_path):
     with pytest.raises(InputError, match=r"'colour'.*correct the name"):
         run_notebook(notebook, tmp_path, {"colour": "red"})
     assert not any(tmp_path.iterdir())
+
+
+def test_before_the_demo_the_default_paths_say_how_they_are_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for notebook in NOTEBOOKS:
+        given = {name: ast.literal_eval(default) for name, (_, default) in parameters_of(notebook).items()}
+        if "runs/demo" in given.get("clip", ""):
+            for read, name in ((Clip, "clip"), (Prompts.load, "prompts")):
+                with pytest.raises(InputError, match="does not exist; run `make demo` first"):
+                    read(given[name])
 
 
 def named(stem: str) -> Path:

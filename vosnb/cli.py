@@ -7,16 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .errors import InputError, RunFailed
-from .files import check_result
+from .files import check_new, check_result
 
 if TYPE_CHECKING:
     from .clip import Clip
     from .prompts import Prompts
 
+
+class _Stoppable(TyperGroup):
+    """Ctrl-C in any command is one line on stderr and the exit code that shells know."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            print(f"\nstopped, {str(stopped) or 'nothing half-written is left'}", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
-    help="Video object segmentation, notebook first.", no_args_is_help=True, add_completion=False,
+    cls=_Stoppable, help="Video object segmentation, notebook first.", no_args_is_help=True, add_completion=False,
     pretty_exceptions_enable=False, rich_markup_mode=None,  # importing rich takes as long as all the rest
 )  # fmt: skip
 
@@ -53,9 +66,10 @@ def segment(
     model: Annotated[
         str | None, typer.Option(help="vosnb-mini-sam2 (default until a SAM 2.1 is fetched), grabcut, sam2.1_hiera_tiny, …")
     ] = None,
-    fill_holes: Annotated[int | None, typer.Option(help="Fill holes of up to this many pixels.")] = None,
+    fill_holes: Annotated[int | None, typer.Option(help="Fill holes of up to this many pixels, a whole number.")] = None,
     aux: Objects = None,
     overlay: Annotated[Path | None, typer.Option(help="A picture to write, the masks over the frame.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Segment one frame from points, boxes or masks."""
     from .masks import write_labels
@@ -65,6 +79,8 @@ def segment(
 
     check_result(out, (".png",), clip, prompts)
     check_result(overlay, (".png", ".jpg", ".jpeg"), clip, prompts)
+    check_new(out, overwrite)
+    check_new(overlay, overwrite)
     source = _clip(clip)
     if not 0 <= frame < len(source):
         raise InputError(f"a frame from 0 to {len(source) - 1}", frame, "frames count from 0")
@@ -107,6 +123,7 @@ def propagate(
 
     check_result(out, (), clip, first)
     check_result(video, (".mp4", ".mov", ".mkv"), clip, first)
+    check_new(video, overwrite)
     source = _clip(clip)
     if first.suffix.lower() == ".json":
         prompts = Prompts.load(first)
@@ -127,7 +144,7 @@ def propagate(
     )
     print(out)
     if video:
-        masks.video(source, video)
+        masks.video(source, video, overwrite=overwrite)
         print(video)
 
 
@@ -256,7 +273,7 @@ def main() -> None:
         print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
     except (InputError, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}".replace("overwrite=True", "--overwrite"), file=sys.stderr)  # what it is called here
         sys.exit(1 if isinstance(error, RunFailed) else 2)
 
 
