@@ -36,7 +36,7 @@ __all__ = ["STAGES", "Stage", "export", "learn", "network", "train"]
 CONFIG = Path(__file__).parents[1] / "models" / "mini.yaml"
 CHECKPOINT = "vosnb-mini-sam2.safetensors"
 WARM_UP = 0.05  # of each stage
-WEIGHTS = {"mask": 1.0, "quality": 0.5, "presence": 0.5, "dense": 0.5}
+WEIGHTS = {"mask": 1.0, "quality": 0.5, "presence": 2.0, "dense": 0.5}
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Stage:
 STAGES = (
     Stage("images", 2000, clips=24, frames=1, objects=3, side=128, rate=(2.0e-3, 4e-4)),
     Stage("pairs", 300, clips=8, frames=2, objects=3, side=128, rate=(1e-3, 1e-3)),
-    Stage("clips", 1150, clips=3, frames=8, objects=3, side=128, rate=(1e-3, 1e-4)),
-    Stage("large", 280, clips=2, frames=8, objects=2, side=256, rate=(2.5e-4, 1e-5)),
+    Stage("clips", 1000, clips=3, frames=8, objects=3, side=128, rate=(1e-3, 2e-4)),
+    Stage("large", 380, clips=2, frames=8, objects=2, side=256, rate=(3e-4, 1e-5)),
 )
 
 
