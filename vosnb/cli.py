@@ -10,6 +10,7 @@ import typer
 
 from .errors import InputError, RunFailed
 from .files import check_result
+from .vos_command import pair, vos
 
 if TYPE_CHECKING:
     from .clip import Clip
@@ -111,7 +112,7 @@ def propagate(
     else:
         labels = read_labels(first, size=(source.height, source.width), phantom="snap" if snap else "refuse")
         prompts = Prompts({frame: labels})
-    settings = dict(_pair(text) for text in set_ or ())
+    settings = dict(pair(text) for text in set_ or ())
     masks = verb(
         source,
         prompts,
@@ -136,6 +137,9 @@ def video(context: typer.Context) -> None:
 
     for path in run_video(context.args):
         print(path)
+
+
+app.command()(vos)
 
 
 @app.command()
@@ -223,7 +227,7 @@ def run(
 
     print(
         run_notebook(
-            notebook, out, dict(_pair(p) for p in parameter or ()), dict(_pair(p) for p in raw or ()), overwrite=overwrite
+            notebook, out, dict(pair(p) for p in parameter or ()), dict(pair(p) for p in raw or ()), overwrite=overwrite
         )
     )
 
@@ -269,13 +273,6 @@ def _name(folder: Path, among: list[Path]) -> str:
     return (
         folder.name if [f.name for f in among].count(folder.name) == 1 else "_".join(p for p in folder.parts if p not in "/..")
     )
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise InputError("name=value", repr(text), "write for example --set tolerance=1.5")
-    return name.strip(), value
 
 
 def _with_options(asked: Prompts, frame: int, points: Any, background: Any, boxes: Any) -> Prompts:
