@@ -207,7 +207,7 @@ def test_signals_end_it_in_order(number, tmp_path):
     assert not list((tmp_path / "out.run" / "tmp").iterdir()), "what was in hand is given back"
     manifest = json.loads((tmp_path / "out.run" / "manifest.json").read_text())
     assert 2 <= len(manifest["done"]) < len(ITEMS) and not manifest["failed"]
-    assert run(Write(ITEMS, 0.4), tmp_path / "out", jobs=8).code == 0 and contents(tmp_path / "out") == expected()
+    assert run(Write(ITEMS), tmp_path / "out").code == 0 and contents(tmp_path / "out") == expected()
 
 
 def test_the_books_lie_beside_the_results():
