@@ -201,6 +201,28 @@ def evaluate(
 
 
 @app.command()
+def submit(
+    masks: Annotated[Path, typer.Argument(help="Results, a folder of PNGs per video; or a zip file, which is only checked.")],
+    data: Annotated[Path, typer.Option("--data", help="The root of the data set.")],
+    kind: Annotated[str, typer.Option("--kind", help="davis2017, youtube-vos, lvos, mose or sa-v.")],
+    split: Annotated[str, typer.Option("--split")] = "test",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The zip file to write.")] = None,
+) -> None:
+    """Pack masks into the zip file that a data set's server wants, and check it."""
+    from . import submit as module
+    from .datasets import dataset
+
+    videos = dataset(data, kind, split)
+    if masks.suffix.lower() == ".zip":
+        module.check(masks, videos)
+        print(f"{masks}: {len(videos)} videos, as they should be")
+    elif out is None:
+        raise InputError("--out FILE.zip", "none", "say where the zip file goes")
+    else:
+        print(module.submit(masks, videos, out))
+
+
+@app.command()
 def fetch(
     names: Annotated[list[str] | None, typer.Argument(help="Checkpoints, e.g. sam2.1_hiera_tiny; none: list them.")] = None,
 ) -> None:
