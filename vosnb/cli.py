@@ -51,7 +51,9 @@ def segment(
     background: Annotated[list[str] | None, typer.Option(help="OBJECT:x,y[,x,y…] not on the object; repeatable.")] = None,
     box: Annotated[list[str] | None, typer.Option(help="OBJECT:x0,y0,x1,y1; repeatable.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A prompts JSON file; the options above add to it.")] = None,
-    model: Annotated[str, typer.Option(help="grabcut, sam_vit_b, sam2.1_hiera_tiny, …")] = "grabcut",
+    model: Annotated[
+        str | None, typer.Option(help="vosnb-mini-sam2 (default until a SAM 2.1 is fetched), grabcut, sam2.1_hiera_tiny, …")
+    ] = None,
     fill_holes: Annotated[int | None, typer.Option(help="Fill holes of up to this many pixels.")] = None,
     aux: Objects = None,
     overlay: Annotated[Path | None, typer.Option(help="A picture to write, the masks over the frame.")] = None,

@@ -1,7 +1,7 @@
 """SAM 2's forward pass as it is trained: a batch of short clips, several objects each, a prompt on the first frame, then memory.
 
-The calls follow Ravi et al. 2024 (SAM 2, section 4 and appendix D): promptable, with corrections; three candidates, of which the best is taught;
-their IoU; whether the object is there at all. Memory frames carry what the network itself has said.
+The calls follow Ravi et al. 2024 (SAM 2, section 4 and appendix D): promptable, with corrections; three candidates, of which the
+best is taught; their IoU; whether the object is there at all. Memories carry what the network itself has said.
 
     V  clips    T  frames    O  objects of a clip    B = V × O    S, G, Q, C, D as in `vosnb.models.sam2`
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor, nn
 
 from ..models.sam2 import ABSENT, CLAMP, MASK_LOGIT, MEAN, STD
-from sam2.modeling.sam2_utils import get_1d_sine_pe
 
 __all__ = ["Learner", "prepare"]
 
@@ -148,7 +148,9 @@ class Learner(nn.Module):
         for i, code in recalled:
             memory = memories[i]
             tokens.append(_tokens(memory))
-            codes.append(_tokens(network.memory_encoder.position_encoding(memory)) + network.maskmem_tpos_enc[code].view(1, 1, -1))
+            codes.append(
+                _tokens(network.memory_encoder.position_encoding(memory)) + network.maskmem_tpos_enc[code].view(1, 1, -1)
+            )
         split, width = network.hidden_dim // network.mem_dim, network.mem_dim
         told = torch.stack(pointers, 1).reshape(len(picture), -1, width)
         far = torch.arange(now, 0, -1, device=picture.device) / REACH

@@ -23,7 +23,9 @@ SMALLEST = 0.002  # of the frame: less of an object is no prompt
 Sample = dict[str, np.ndarray]
 
 
-def sample(folder: Path, clip: int, rng: np.random.Generator, frames: int, objects: int, side: int, vary: bool = True) -> Sample:
+def sample(
+    folder: Path, clip: int, rng: np.random.Generator, frames: int, objects: int, side: int, vary: bool = True
+) -> Sample:
     """T = `frames`, O = `objects`, S = `side`; an object may occur twice, with different prompts.
 
     - `images` (T, S, S, 3) uint8, `masks` (T, O, S, S) bool

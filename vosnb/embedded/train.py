@@ -10,10 +10,9 @@ pairs of frames, then clips; small pictures before large ones, which cost four t
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -72,7 +71,7 @@ def train(
     make_clips(folder / "clips", clips, max(workers, 1))
     torch.manual_seed(seed)
     state = _State.load(folder / "state.pt") or _State.new(stages[0].side)
-    check = _validation(folder / "clips")
+    check = {side: _held_out(folder / "clips", side) for side in {stage.side for stage in stages}}
     for number, stage in enumerate(stages):
         if state.stage > number:
             continue
@@ -90,6 +89,7 @@ def train(
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
+            torch.manual_seed(hash((seed, number, state.step)))  # of the clicks: after an interruption, the same ones
             scores.append(_learn(learner, optimizers, batch, where, correct=state.step % 2 == 1))
             state.step += 1
             if state.step % every == 0 or state.step == stage.steps:
@@ -106,6 +106,7 @@ def train(
                 state.save(folder)
         state.stage, state.step = number + 1, 0
         state.save(folder)
+        plot(state.rows, folder / "curve.png")
     return export(state.weights, folder / CHECKPOINT)
 
 
@@ -127,10 +128,32 @@ def _network(side: int) -> nn.Module:
     return network
 
 
+def plot(rows: list[dict], file: Path) -> None:
+    """IoU as learned, on clips for learning and on others, over the hours of training."""
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(8, 4), layout="constrained")).subplots()
+    for key, label in {
+        "single": "learned: one mask", "chosen": "learned: chosen of three", "held_single": "held out: first frame",
+        "held_clip_chosen": "held out: four frames, chosen of three",
+    }.items():  # fmt: skip
+        shown = [row for row in rows if key in row]
+        axes.plot([row["seconds"] / 3600 for row in shown], [row[key] for row in shown], label=label, lw=1)
+    for before, row in pairwise(rows):
+        if before["stage"] != row["stage"]:
+            axes.axvline(before["seconds"] / 3600, color="0.8", zorder=0)
+    axes.set(xlabel="hours", ylabel="IoU", ylim=(0, 1))
+    axes.legend()
+    with replacing(file) as part:
+        figure.savefig(part)
+
+
 def _optimizers(learner: Learner) -> list[torch.optim.Optimizer]:
     """Muon for the matrices within (Jordan 2024), AdamW for all else: embeddings, convolutions, norms, biases."""
     outer = ("embed", "token", "no_mem", "no_obj", "tpos")
-    inner = [p for name, p in learner.named_parameters() if p.ndim == 2 and min(p.shape) > 1 and not any(o in name for o in outer)]
+    inner = [
+        p for name, p in learner.named_parameters() if p.ndim == 2 and min(p.shape) > 1 and not any(o in name for o in outer)
+    ]
     others = [p for p in learner.parameters() if not any(p is q for q in inner)]
     return [
         Muon(inner),
@@ -143,7 +166,9 @@ def _rate(stage: Stage, step: int) -> float:
     return min(1.0, (step + 1) / WARM_UP) * (first + (last - first) * step / stage.steps)
 
 
-def _learn(learner: Learner, optimizers: list[torch.optim.Optimizer], batch: dict, where: torch.device, correct: bool) -> dict[str, float]:
+def _learn(
+    learner: Learner, optimizers: list[torch.optim.Optimizer], batch: dict, where: torch.device, correct: bool
+) -> dict[str, float]:
     with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
         found = learner({key: value.to(where, non_blocking=True) for key, value in batch.items()}, correct)
         loss = sum(weight * found[key] for key, weight in WEIGHTS.items())
@@ -157,11 +182,8 @@ def _learn(learner: Learner, optimizers: list[torch.optim.Optimizer], batch: dic
     return {key: float(value) for key, value in found.items()} | {"norm": float(norm)}
 
 
-def _validation(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
-    return {side: _held_out(folder, side) for side in (128, 256)}
-
-
 def _held_out(folder: Path, side: int) -> dict[str, torch.Tensor]:
+    """Four frames each of clips that are not learned from."""
     rng = np.random.default_rng(0)
     return stacked([sample(folder, clip, rng, 4, 2, side, vary=False) for clip in range(VALIDATION // 2)])
 

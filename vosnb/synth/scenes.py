@@ -20,6 +20,7 @@ from ..prompts import Box, Prompts, by_label
 
 __all__ = ["KINDS", "Scene", "scene", "write_scenes"]
 
+SEEN = 64  # pixels of an object that make a prompt
 REACH = 0.62  # an object's radius, of half the size of its patch: room to wobble
 KINDS = ("occluder", "lookalike", "late", "deform", "camera", "mixed")
 
@@ -57,12 +58,12 @@ class Scene:
         return (labels for _, labels in self)
 
     def prompts(self) -> Prompts:
-        """A tight box per object, from the truth, on the frame where it first appears; auxiliary objects too."""
+        """A tight box per object, from the truth, on the first frame that shows enough of it to be seen; auxiliary objects too."""
         found: dict[int, dict[int, Box]] = {}
         missing = set(self.objects)
         for t, labels in enumerate(self.truth):
             for obj, mask in by_label(labels).items():
-                if obj in missing:
+                if obj in missing and mask.sum() >= SEEN:
                     (rows,), (columns,) = (np.nonzero(mask.any(axis)) for axis in (1, 0))
                     found.setdefault(t, {})[obj] = Box(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
                     missing.remove(obj)
