@@ -10,7 +10,7 @@ import typer
 
 from .errors import InputError, RunFailed
 from .files import check_result
-from .vos_command import pair, vos
+from .vos_command import pair, processes, slurm_settings, vos
 
 if TYPE_CHECKING:
     from .clip import Clip
@@ -254,6 +254,28 @@ def run(
             notebook, out, dict(pair(p) for p in parameter or ()), dict(pair(p) for p in raw or ()), overwrite=overwrite
         )
     )
+
+
+@app.command()
+def sweep(
+    notebook: Annotated[Path, typer.Argument(help="A notebook with a cell tagged 'parameters'.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for a folder per combination, and table.csv.")],
+    grid: Annotated[list[str], typer.Option("-g", "--grid", help="name=value,value,…: every combination is run; repeatable.")],
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value for all, typed (5, 0.1, True).")] = None,
+    jobs: Annotated[str, typer.Option("--jobs", help="Processes, or auto: one per GPU, or per four cores.")] = "1",
+    slurm: Annotated[list[str] | None, typer.Option("--slurm", help="As in `vosnb vos`.")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--overwrite", help="Do what is missing, or all anew.")] = True,
+) -> None:
+    """Run a notebook over a grid of parameters; one table of what came out."""
+    from .batch import run as run_batch
+    from .sweep import Sweep
+
+    varied = {name: tuple(values.split(",")) for name, values in map(pair, grid)}
+    job = Sweep(notebook.resolve(), varied, dict(map(pair, parameter or ())))
+    done = run_batch(job, out, jobs=processes(jobs), slurm=slurm_settings(slurm), overwrite=not resume)
+    print(job.table(done.done).to_string(index=False))
+    print(job.save_table(done.done, out / "table.csv"))
+    raise typer.Exit(done.code)
 
 
 @app.command()

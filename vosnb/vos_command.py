@@ -10,7 +10,7 @@ import typer
 
 from .errors import InputError
 
-__all__ = ["pair", "vos"]
+__all__ = ["pair", "processes", "slurm_settings", "vos"]
 
 Flag = typer.Option
 
@@ -94,9 +94,9 @@ def vos(
     done = run(
         Vos(videos, get(by, **settings), every=use_all_masks, late=track_object_appearing_later_in_video),
         output_mask_dir,
-        jobs=None if jobs == "auto" else _whole(jobs),
+        jobs=processes(jobs),
         part=(chunk_id + num_chunks * node_id, num_chunks * num_nodes),
-        slurm=_slurm(slurm),
+        slurm=slurm_settings(slurm),
         overwrite=not resume,
     )
     print(f"{len(done.done)} done, {len(done.failed)} failed, {len(done.left)} left")
@@ -112,7 +112,7 @@ def vos(
     raise typer.Exit(done.code)
 
 
-def _slurm(texts: list[str] | None) -> dict[str, Any] | None:
+def slurm_settings(texts: list[str] | None) -> dict[str, Any] | None:
     """'partition=gpu,time=60' → {"partition": "gpu", "time": 60}; None where it was not asked for."""
     if texts is None:
         return None
@@ -128,7 +128,10 @@ def pair(text: str) -> tuple[str, str]:
     return name.strip(), value
 
 
-def _whole(text: str) -> int:
+def processes(text: str) -> int | None:
+    """'4' → 4; 'auto' → None."""
+    if text == "auto":
+        return None
     if not text.isdecimal():
         raise InputError("a number of processes, or auto", repr(text), "correct --jobs")
     return int(text)
