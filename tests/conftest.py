@@ -1,5 +1,6 @@
 """What several test files need: small clips made on the spot, and the real footage beside the checkout, where it is."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,17 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no ../shared: real footage and reference values are not part of the project")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: small networks are quicker so, and give the same numbers on every machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def disc(height: int, width: int, x: float, y: float, radius: float) -> np.ndarray:

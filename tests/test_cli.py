@@ -21,7 +21,8 @@ from vosnb import cli, files
 from vosnb.clip import Clip
 from vosnb.errors import RunFailed
 from vosnb.evaluate import jaccard
-from vosnb.masks import Masks, davis_palette, write_labels
+from vosnb.masks import Masks, write_labels
+from vosnb.paint import davis_palette
 from vosnb.prompts import Box, Prompts
 from vosnb.video import write_video
 

@@ -12,7 +12,8 @@ from PIL import Image, ImageFilter
 
 from vosnb import masks as masks_module
 from vosnb.errors import InputError
-from vosnb.masks import Masks, MaskWriter, davis_palette, read_labels, with_colors, write_labels
+from vosnb.masks import Masks, MaskWriter, read_labels, write_labels
+from vosnb.paint import davis_palette, with_colors
 from vosnb.strategies import Score
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

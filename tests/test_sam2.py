@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from vosnb import Box, Clip, InputError, Point, Prompt, stream
 from vosnb.models.sam2 import Sam2, load
 from vosnb.strategies import Result
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 H, W = 90, 160
 ONE, TWO = Prompt(mask=disc(H, W, 60, 40, 20)), Prompt(mask=disc(H, W, 110, 60, 17))
 CLICK, CLICKS = Prompt((Point(60, 40),)), Prompt((Point(60, 40), Point(20.5, 20, 0), Point(70, 45.25)))
@@ -28,14 +30,6 @@ BOX, BOX_AND_CLICKS = Prompt(box=Box(40, 20, 80, 60)), Prompt((Point(50, 30), Po
 NOTHING = Prompt(mask=np.zeros((H, W), bool))
 Asked = Mapping[int, Mapping[int, Prompt]]
 Logits = dict[int, dict[int, np.ndarray]]  # frame → object → (H, W)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

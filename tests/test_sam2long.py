@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import SHARED, disc
 from sam2long_oracle import Candidates, Run, Seen, build_network, memory, propagate_oracle, select, small_clip, small_world
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vosnb import Clip, InputError, Point, Prompt, Propagation, stream
 from vosnb.models import tracker as engine
@@ -27,16 +28,10 @@ from vosnb.strategies import Result, get
 from vosnb.strategies.sam2long import PRESETS, SAM2Long
 from vosnb.tree import Node, Pathway
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SLOW = os.environ.get("VOSNB_SLOW") == "1"
 REFERENCE = SHARED / "data" / "reference"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- the rule on plain numbers ---
@@ -388,6 +383,21 @@ def test_every_pathway_is_decoded_once_while_they_differ() -> None:
     assert toy.decoded <= 1 + 1 + 3 * 27 and toy.decoded > 60
     assert all(len(r.scores[1].hypotheses) == 3 for r in results[1:])
     assert max(r.scores[1].disagreement for r in results) > 0
+
+
+def test_no_score_is_read_from_the_device_alone() -> None:
+    """A lone number costs a wait for the device: all objects' numbers of a frame come together."""
+
+    class Lone(TorchDispatchMode):
+        read = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.read += function in (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
+            return function(*args, **(kwargs or {}))
+
+    with Lone() as lone:
+        results = run(SAM2Long(Toy(), uncertainty=99.0), {0: {1: mask(), 2: mask(2), 3: mask(3)}}, 12)
+    assert lone.read == 0 and all(max(r.scores[obj].disagreement for _, r in results) > 0 for obj in (1, 2, 3))
 
 
 @pytest.mark.parametrize("P", [1, 5])

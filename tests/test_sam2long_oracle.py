@@ -29,6 +29,8 @@ from sam2long_oracle import (
     small_world,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "data" / "reference"
 SLOW = os.environ.get("VOSNB_SLOW") == "1"
 
@@ -177,14 +179,6 @@ def test_a_short_video_recalls_fewer() -> None:
 
 
 # --- over a network ---
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ sam2 = pytest.importorskip("sam2")
 from vosnb.models import load, sam, weights  # noqa: E402
 from vosnb.models.device import inference, pick, precision  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPES = [(90, 160), (150, 70)]  # wide, and tall: the padding is at the bottom, and at the right
 CLICKS = (Point(20.5, 30), Point(60, 80, 0), Point(33, 12))
 BOX = Box(10, 12, 50, 71)
@@ -41,14 +43,6 @@ def with_weights(network):
             elif value.ndim == 1 and name.endswith("bias"):
                 value.normal_(0, 0.1, generator=generator)
     return network.eval()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from vosnb.errors import InputError
-from vosnb.masks import Masks, davis_palette
+from vosnb.masks import Masks
+from vosnb.paint import davis_palette, overlay
 from vosnb.prompts import Box, Point
-from vosnb.show import contact_sheet, overlay, plot_frames, plot_scores, show, side_by_side
+from vosnb.show import contact_sheet, plot_frames, plot_scores, show, side_by_side
 from vosnb.strategies import Score
 
 rng = np.random.default_rng(0)

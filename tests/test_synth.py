@@ -8,9 +8,10 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.spatial import cKDTree
 
 from vosnb.errors import InputError
 from vosnb.prompts import Prompts
@@ -206,10 +207,13 @@ def test_late_object_begins_after_the_first(seed):
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=5, deadline=None)
+@example(453)  # there one is half hidden, and what is seen of it has another mean
 def test_lookalikes_share_a_palette(seed):
-    image, labels = next(iter(scene(seed, "lookalike", frames=20, **SMALL)))
-    colours = [np.concatenate([image[labels == obj].mean(0), image[labels == obj].std(0)]) for obj in (1, 2)]
-    assert np.abs(colours[0] - colours[1]).max() < 15
+    """What is seen of one has its like, colour by colour, in the other; of unlike objects, half the colours are 10 to 200 away."""
+    clip = scene(seed, "lookalike", frames=20, **SMALL)
+    image, labels = next((i, m) for i, m in clip if all((m == obj).sum() > 30 for obj in (1, 2)))
+    less, more = sorted((image[labels == obj].astype(float) for obj in (1, 2)), key=len)
+    assert np.median(cKDTree(more).query(less)[0]) < 10
 
 
 def test_scenes_of_many_seeds_look_different():

@@ -27,18 +27,12 @@ from vosnb.propagate import propagate
 from vosnb.strategies import get
 from vosnb.strategies.xmem import XMem
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RULES = (
     "top_k", "mem_every", "deep_update_every", "enable_long_term", "num_prototypes", "min_mid_term_frames", "max_mid_term_frames",
     "max_long_term_elements",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # -- parity --------------------------------------------------------------------------------------------------------------

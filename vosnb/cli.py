@@ -60,9 +60,9 @@ def segment(
 ) -> None:
     """Segment one frame from points, boxes or masks."""
     from .masks import write_labels
+    from .paint import overlay as draw
     from .prompts import Prompts
     from .segment import segment as verb
-    from .show import overlay as draw
 
     check_result(out, (".png",), clip, prompts)
     check_result(overlay, (".png", ".jpg", ".jpeg"), clip, prompts)

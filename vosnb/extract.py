@@ -184,9 +184,10 @@ def _yt_dlp(options: dict[str, Any], call: Callable[[Any], dict[str, Any]]) -> d
             return call(client)
     except YoutubeDLError as error:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).removeprefix("ERROR: ")
-        reason = re.split(r" \(caused by|; please report", plain)[0]
-        do = "check the address and the network; a site that changed may need: pip install -U 'yt-dlp[default]'"
-        raise InputError("a film that yt-dlp can download", f"'{reason}'", do) from None
+    reason = re.split(r" \(caused by|; please report", plain)[0]
+    do = "check the address and the network; a site that changed may need: pip install -U 'yt-dlp[default]'"
+    # raised out here: its context would be yt-dlp's error, which holds the answer and with it an open socket
+    raise InputError("a film that yt-dlp can download", f"'{reason}'", do)
 
 
 class _Silent:

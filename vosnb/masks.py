@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image
 
 from .errors import InputError
 from .files import natural, replacing, replacing_folder
+from .paint import Color, davis_palette, overlay
 from .prompts import check_id
 from .strategies import Score
 
@@ -30,38 +31,12 @@ if TYPE_CHECKING:
 
     from .clip import Clip
 
-__all__ = ["MaskWriter", "Masks", "davis_palette", "read_labels", "with_colors", "write_labels"]
-
-Color = str | tuple[int, int, int]  # a name or "#rrggbb", or (r, g, b) from 0 to 255
+__all__ = ["MaskWriter", "Masks", "read_labels", "write_labels"]
 
 LARGEST = 8192 * 8192  # pixels; a larger PNG is a mistake or a bomb
 _CODE = np.array([65536, 256, 1])  # a colour as one number
 _SCORES = "scores.csv"
 _COLUMNS = ["frame", "name", "object", "iou", "present", "disagreement"]
-
-# -- colours -------------------------------------------------------------------------------------------------------------
-
-
-def davis_palette() -> np.ndarray:
-    """The PASCAL VOC / DAVIS colour map, (256, 3) uint8 RGB: bits 0, 1, 2 of the id are the top bits of R, G, B, and so on."""
-    ids = np.arange(256)[:, None]
-    channels = np.arange(3)
-    return sum(((ids >> (3 * k + channels)) & 1) << (7 - k) for k in range(3)).astype(np.uint8)
-
-
-def with_colors(colors: Mapping[int, Color] | None) -> np.ndarray:
-    """The DAVIS palette, (256, 3) uint8, but for `colors`: {1: "blue", 2: "#ff0000", 3: (0, 128, 0)}."""
-    palette = davis_palette()
-    for obj, color in (colors or {}).items():
-        obj = check_id(obj)
-        try:
-            palette[obj] = ImageColor.getrgb(color)[:3] if isinstance(color, str) else color
-        except (ValueError, TypeError, OverflowError):
-            raise InputError(
-                "a colour's name, '#rrggbb' or (r, g, b) up to 255", repr(color), f"correct the colour of object {obj}"
-            ) from None
-    return palette
-
 
 # -- one label map on disk -----------------------------------------------------------------------------------------------
 
@@ -431,7 +406,6 @@ class Masks:
         colors: Mapping[int, Color] | None = None,
     ) -> Path:
         """The masks over the frames of `clip`, as an H.264 video with the clip's own frame times."""
-        from .show import overlay
         from .video import write_video
 
         if len(clip) != len(self):

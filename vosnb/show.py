@@ -1,4 +1,4 @@
-"""Pictures: masks over frames, contact sheets, pictures side by side, and figures for a notebook."""
+"""Pictures: contact sheets, pictures side by side, and figures for a notebook."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .errors import InputError
 from .files import frame_numbers
-from .masks import Color, Masks, with_colors
+from .paint import Color, brighter, check_image, overlay, with_colors
 from .prompts import Prompt, Prompts
 
 if TYPE_CHECKING:
@@ -19,59 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .clip import Clip
+    from .masks import Masks
     from .strategies import Score
 
-__all__ = ["contact_sheet", "overlay", "plot_frames", "plot_scores", "plot_tree", "png", "show", "side_by_side"]
+__all__ = ["contact_sheet", "plot_frames", "plot_scores", "plot_tree", "png", "show", "side_by_side"]
 
 _PAPER, _INK = (255, 255, 255), (60, 60, 60)
-
-
-def overlay(
-    image: np.ndarray,
-    labels: np.ndarray,
-    colors: Mapping[int, Color] | None = None,
-    alpha: float = 0.5,
-    contour: bool = True,
-) -> np.ndarray:
-    """The label map (H, W) over the image (H, W, 3) uint8 RGB, as a new image; background pixels stay as they are.
-
-    Objects have the colour of their id in the DAVIS palette unless `colors` says otherwise ({1: "blue"}); `alpha` is
-    the share of the colour, 0 … 1. `contour` draws a brighter line along the inside of each edge, 1 pixel wide, 2 from 480
-    lines on, and so forth.
-    """
-    import cv2
-
-    image, labels = _image(image), np.asarray(labels)
-    if labels.shape != image.shape[:2] or labels.dtype not in (np.uint8, bool):
-        raise InputError(
-            f"labels (H, W) uint8 of shape {image.shape[:2]}", f"{labels.shape} {labels.dtype}", "use the mask of this frame"
-        )
-    if not 0 <= alpha <= 1:
-        raise InputError("alpha from 0 (invisible) to 1 (opaque)", alpha, "0.5 is usual")
-    labels = np.ascontiguousarray(labels, np.uint8)
-    result = image.copy()
-    x, y, w, h = cv2.boundingRect(labels)
-    line = 1 + min(labels.shape) // 480  # pixels
-    part = np.s_[max(0, y - line) : y + h + line, max(0, x - line) : x + w + line]  # the rest need not be touched
-    labels, target, palette = np.ascontiguousarray(labels[part]), result[part], with_colors(colors)[:, None]
-    cv2.copyTo(cv2.addWeighted(target, 1 - alpha, cv2.applyColorMap(labels, palette), alpha, 0), labels, target)
-    if contour:
-        element = np.ones((2 * line + 1, 2 * line + 1), np.uint8)
-        edge = (cv2.erode(labels, element) != labels) | (cv2.dilate(labels, element) != labels)
-        cv2.copyTo(cv2.applyColorMap(labels, _bright(palette)), (edge & (labels > 0)).astype(np.uint8), target)
-    return result
-
-
-def _bright(palette: np.ndarray) -> np.ndarray:
-    """The palette for lines: DAVIS's first colours are dark."""
-    return (palette * 1.9).clip(max=255).astype(np.uint8)
-
-
-def _image(image: np.ndarray) -> np.ndarray:
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise InputError("an image (H, W, 3) uint8 RGB", f"shape {image.shape}, {image.dtype}", "convert it first")
-    return np.ascontiguousarray(image)
 
 
 # -- sheets --------------------------------------------------------------------------------------------------------------
@@ -98,7 +51,7 @@ def contact_sheet(
     cell = _cell(columns, width)
     pictures = []
     for t in frames:
-        picture = _fit(_image(clip[t]), cell)
+        picture = _fit(check_image(clip[t]), cell)
         if masks is not None:
             labels = np.asarray(Image.fromarray(masks[t]).resize(picture.shape[1::-1], Image.Resampling.NEAREST))
             picture = overlay(picture, labels, colors, alpha, contour)  # after resizing, so that lines stay crisp
@@ -109,7 +62,7 @@ def contact_sheet(
 def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str] | None = None, *, width: int = 1280) -> np.ndarray:
     """Images (H, W, 3) uint8, of any sizes, in one row of equal columns under their titles; (H, `width`, 3) uint8."""
     cell = _cell(len(images), width)
-    return _sheet([_fit(_image(image), cell) for image in images], titles or [""] * len(images), len(images), width)
+    return _sheet([_fit(check_image(image), cell) for image in images], titles or [""] * len(images), len(images), width)
 
 
 _GAP = 8  # pixels between and around the pictures of a sheet
@@ -169,13 +122,13 @@ def show(
     """
     panels: list[tuple[np.ndarray, np.ndarray | None, Mapping[int, Prompt], str]]
     if isinstance(image, np.ndarray) and image.ndim == 3:
-        panels = [(_image(image), masks, Prompts.of({0: prompts or {}}).get(0, {}), title)]
+        panels = [(check_image(image), masks, Prompts.of({0: prompts or {}}).get(0, {}), title)]
     elif prompts is None:
         sheet = contact_sheet(image, masks, width=round(100 * width), columns=3, colors=colors, alpha=alpha, contour=contour)
         panels = [(sheet, None, {}, title)]
     else:
         panels = [
-            (_image(image[t]), None if masks is None else masks[t], given, f"{title} frame {t}".strip())
+            (check_image(image[t]), None if masks is None else masks[t], given, f"{title} frame {t}".strip())
             for t, given in Prompts.of(prompts).items()
         ]
     if not panels:
@@ -319,7 +272,7 @@ def _labels_of(prompts: Mapping[int, Prompt], shape: tuple[int, int]) -> np.ndar
 def _draw_prompts(axes: Axes, prompts: Mapping[int, Prompt], colors: Mapping[int, Color] | None) -> None:
     from matplotlib.patches import Rectangle
 
-    palette = _bright(with_colors(colors)) / 255
+    palette = brighter(with_colors(colors)) / 255
     for obj, prompt in prompts.items():
         if prompt.box is not None:
             x0, y0, x1, y1 = prompt.box.xyxy

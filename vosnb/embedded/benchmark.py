@@ -16,7 +16,6 @@ from typing import Annotated
 
 import typer
 
-from ..progress import progress
 from ..synth import Scene, scene, turbulence, write_scenes
 from .clips import FIRST_SEED
 
@@ -53,8 +52,7 @@ def make_benchmark(folder: str | Path, overwrite: bool = False) -> Path:
     folder = Path(folder)
     if not overwrite and (folder / "JPEGImages").is_dir():
         return folder
-    made = scenes()
-    return write_scenes(folder, progress(made, len(made), "benchmark", "clip"), overwrite)
+    return write_scenes(folder, scenes(), overwrite)
 
 
 def hashes(folder: str | Path) -> dict[str, str]:

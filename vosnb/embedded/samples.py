@@ -30,7 +30,7 @@ def sample(
 
     - `images` (T, S, S, 3) uint8, `masks` (T, O, S, S) bool
     - `points` (O, 2, 2) float32, x and y in pixels, `labels` (O, 2) int32: a box (2, 3), a click (1, −1) or nothing (−1, −1)
-    - `guess` (O, S / 4, S / 4) float32: logits of a poor mask; `guessed` (O,) bool, whether it is a part of the prompt
+    - `guess` (O, S / 4, S / 4) float32: logits of a poor mask, the prompt where there is no other
     - `given` (O,) bool: whether the true mask is the prompt of the video
     """
     film = _film(read_clip(folder, clip), rng, frames, side, vary)
@@ -95,7 +95,7 @@ def _coloured(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _prompt(mask: np.ndarray, rng: np.random.Generator) -> Sample:
     side = len(mask)
     points, labels = np.zeros((2, 2), np.float32), np.array([-1, -1], np.int32)
-    kind = rng.choice(["box", "click", "guess"], p=[0.5, 0.25, 0.25])
+    kind = rng.choice(["box", "click", "guess"], p=[0.6, 0.2, 0.2])
     if kind == "box":
         (rows,), (columns,) = (np.nonzero(mask.any(axis)) for axis in (1, 0))
         corners = np.array([[columns[0], rows[0]], [columns[-1] + 1, rows[-1] + 1]], np.float32)
@@ -107,10 +107,7 @@ def _prompt(mask: np.ndarray, rng: np.random.Generator) -> Sample:
         rows, columns = np.nonzero(mask)
         pick = rng.integers(len(rows))
         points[0], labels[0] = (columns[pick], rows[pick]), 1
-    return {
-        "points": points, "labels": labels, "guess": _poor(mask, rng), "guessed": np.array(kind == "guess"),
-        "given": np.array(rng.uniform() < 0.35),
-    }  # fmt: skip
+    return {"points": points, "labels": labels, "guess": _poor(mask, rng), "given": np.array(rng.uniform() < 0.35)}
 
 
 def _poor(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:

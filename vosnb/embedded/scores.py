@@ -88,7 +88,10 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def track(folder: Path, name: str, by: str, start: str, **settings: Any) -> dict[str, Any]:
-    """J&F of one clip, and of each object on each frame: its object score, predicted and true IoU. `start`: "mask" or "box"."""
+    """J&F of one clip, the mean over its objects; and of each object on each frame its object score, predicted and true IoU.
+
+    `start`: what the prompt is, the true "mask" or its "box".
+    """
     file = folder / "results" / f"{by}-{start}" / f"{name}.json"
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))
@@ -106,8 +109,10 @@ def track(folder: Path, name: str, by: str, start: str, **settings: Any) -> dict
                 real, score = truth[t] == obj, result.scores[obj]
                 rows.append([float(score.present), float(score.iou), bool(real.any()), _iou(result.labels == obj, real)])
     seconds = (time.monotonic() - begun) / len(clip)
-    report = evaluate(Masks(labels), truth, ids=ids)
-    kept = {"J": report.J, "F": report.F, "J&F": report.mean, "seconds": seconds, "frames": rows}
+    # each object from the frame after its prompt on: before, there is nothing to find
+    reports = [evaluate(Masks(labels), truth, ids=[obj], skip=range(begins[obj] + 1)).summary for obj in ids]
+    kept = {key: float(np.mean([r[f"{key}-Mean"] for r in reports])) for key in ("J&F", "J", "F")}
+    kept |= {"seconds": seconds, "frames": rows}
     with replacing(file) as part:
         part.write_text(json.dumps(kept), encoding="utf-8")
     return kept

@@ -31,7 +31,7 @@ from .learner import Learner, prepare
 from .muon import Muon
 from .samples import VALIDATION, batches, sample, stacked
 
-__all__ = ["STAGES", "Stage", "export", "train"]
+__all__ = ["STAGES", "Stage", "export", "learn", "network", "train"]
 
 CONFIG = Path(__file__).parents[1] / "models" / "mini.yaml"
 CHECKPOINT = "vosnb-mini-sam2.safetensors"
@@ -53,16 +53,16 @@ class Stage:
 
 
 STAGES = (
-    Stage("images", 2500, clips=24, frames=1, objects=3, side=128, rate=(2.0e-3, 1.2e-3)),
-    Stage("pairs", 500, clips=8, frames=2, objects=3, side=128, rate=(1.2e-3, 1e-3)),
-    Stage("clips", 1000, clips=4, frames=5, objects=3, side=128, rate=(1e-3, 6e-4)),
-    Stage("large", 900, clips=2, frames=5, objects=3, side=256, rate=(6e-4, 1e-5)),
+    Stage("images", 2000, clips=24, frames=1, objects=3, side=128, rate=(2.0e-3, 4e-4)),
+    Stage("pairs", 300, clips=8, frames=2, objects=3, side=128, rate=(1e-3, 1e-3)),
+    Stage("clips", 600, clips=3, frames=8, objects=3, side=128, rate=(1e-3, 6e-4)),
+    Stage("large", 480, clips=2, frames=8, objects=2, side=256, rate=(6e-4, 1e-5)),
 )
 
 
 def train(
     folder: Path, clips: int, stages: tuple[Stage, ...] = STAGES, seed: int = 0, device: str = "auto", workers: int = 1,
-    every: int = 50,
+    every: int = 100,
 ) -> Path:  # fmt: skip
     """Trains, or goes on; the checkpoint's path. `every` is how many steps pass between points of the curve and saved states."""
     if clips <= VALIDATION:
@@ -75,7 +75,7 @@ def train(
     for number, stage in enumerate(stages):
         if state.stage > number:
             continue
-        learner = Learner(_network(stage.side)).to(where)
+        learner = Learner(network(stage.side)).to(where)
         learner.load_state_dict(state.weights)
         optimizers = _optimizers(learner)
         for optimizer, kept in zip(optimizers, state.optimizers, strict=False):
@@ -90,7 +90,7 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = rate
             torch.manual_seed(hash((seed, number, state.step)))  # of the clicks: after an interruption, the same ones
-            scores.append(_learn(learner, optimizers, batch, where, correct=state.step % 2 == 1))
+            scores.append(learn(learner, optimizers, batch, where, correct=state.step % 2 == 1))
             state.step += 1
             if state.step % every == 0 or state.step == stage.steps:
                 state.seconds += time.monotonic() - started
@@ -120,12 +120,12 @@ def export(weights: dict[str, torch.Tensor], file: Path) -> Path:
     return file
 
 
-def _network(side: int) -> nn.Module:
+def network(side: int) -> nn.Module:
     """The small network for pictures of this side; its last block looks at all of them, without padding to the full size."""
-    network = sam2_network(CONFIG, side, postprocess=False)
-    last = network.image_encoder.trunk.blocks[-1]
+    made = sam2_network(CONFIG, side, postprocess=False)
+    last = made.image_encoder.trunk.blocks[-1]
     last.window_size = min(last.window_size, side // 16)
-    return network
+    return made
 
 
 def plot(rows: list[dict], file: Path) -> None:
@@ -166,7 +166,7 @@ def _rate(stage: Stage, step: int) -> float:
     return min(1.0, (step + 1) / WARM_UP) * (first + (last - first) * step / stage.steps)
 
 
-def _learn(
+def learn(
     learner: Learner, optimizers: list[torch.optim.Optimizer], batch: dict, where: torch.device, correct: bool
 ) -> dict[str, float]:
     with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
@@ -179,7 +179,7 @@ def _learn(
     if torch.isfinite(norm):
         for optimizer in optimizers:
             optimizer.step()
-    return {key: float(value) for key, value in found.items()} | {"norm": float(norm)}
+    return {key: float(value.detach()) for key, value in found.items()} | {"norm": float(norm)}
 
 
 def _held_out(folder: Path, side: int) -> dict[str, torch.Tensor]:
@@ -210,7 +210,7 @@ class _State:
 
     @classmethod
     def new(cls, side: int) -> _State:
-        learner = Learner(_network(side))
+        learner = Learner(network(side))
         prepare(learner.network)
         return cls(learner.state_dict(), [], 0, 0, 0.0, [])
 

@@ -244,15 +244,16 @@ class PathwayTracker:
         for t in range(self.reported, until):
             nodes = {obj: o.pathways[0].open[0] for obj, o in self.objects.items() if o.begun <= t}
             logits = {obj: self.logits.pop(node) for obj, node in nodes.items()}
+            known = {obj: self.objects[obj].scores.pop(t) for obj in nodes}
+            doubtful = {obj: disagreement for obj, (_, disagreement) in known.items() if disagreement is not None}
+            values = torch.stack(list(doubtful.values())).tolist() if doubtful else []  # one transfer for all objects
+            disagreements = dict(zip(doubtful, values, strict=True))
             scores = {}
             for obj, node in nodes.items():
                 o = self.objects[obj]
-                hypotheses, disagreement = o.scores.pop(t)
                 shorter: dict[Pathway, Pathway] = {p: p.reported(1) for p in dict.fromkeys(o.pathways)}
                 o.pathways = [shorter[p] for p in o.pathways]
-                scores[obj] = Score(
-                    node.iou, node.present, 0.0 if disagreement is None else float(disagreement), tuple(hypotheses)
-                )
+                scores[obj] = Score(node.iou, node.present, disagreements.get(obj, 0.0), tuple(known[obj][0]))
             found = self._shown(logits)
             yield Result(found.merged(), scores, found)
         self.reported = max(self.reported, until)

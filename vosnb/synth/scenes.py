@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import replacing_folder
 from ..masks import write_labels
+from ..progress import progress
 from ..prompts import Box, Prompts, by_label
 
 __all__ = ["KINDS", "Scene", "scene", "write_scenes"]
@@ -87,7 +88,7 @@ def write_scenes(folder: str | Path, scenes: Sequence[Scene], overwrite: bool = 
     if len(set(names)) < len(names):
         raise InputError("scenes with different names", ", ".join(names), "give each its own seed or kind")
     with replacing_folder(folder, overwrite) as root:
-        for scene in scenes:
+        for scene in progress(scenes, len(scenes), "clips", "clip"):
             images, annotations = root / "JPEGImages" / scene.name, root / "Annotations" / scene.name
             images.mkdir(parents=True)
             annotations.mkdir(parents=True)
