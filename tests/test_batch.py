@@ -181,11 +181,14 @@ def test_two_runs_into_one_folder_at_once_the_second_is_refused_and_nothing_is_l
 
 
 def test_killed_at_any_moment_and_repeated_the_files_are_the_same(tmp_path):
-    """Four kills of the supervisor in the course of one batch; the last call is left alone."""
-    draw = random.Random(7)
-    for _ in range(4):
-        batch = begin(tmp_path / "out", 0.15)
-        time.sleep(draw.uniform(0.3, 1.2))
+    """Ten kills of the supervisor in the course of one batch; the last call is left alone."""
+    draw, books = random.Random(7), tmp_path / "out.run"
+    for _ in range(10):
+        ended = len(list(books.glob("done/*")))
+        batch = begin(tmp_path / "out", 0.3)
+        if draw.random() < 0.7:  # else at its start
+            until(lambda before=ended: list(books.glob("tmp/*")) or len(list(books.glob("done/*"))) > before)
+        time.sleep(draw.uniform(0, 0.4))
         batch.kill()
         batch.wait()
         assert all(

@@ -22,7 +22,7 @@ from vosnb.errors import InputError
 
 ITEMS = {f"v{n:02d}": float(n % 5 + 1) for n in range(20)}
 HERE = Path(__file__).resolve().parent
-SETTINGS = {"partition": "low", "time": 30, "cpus_per_task": 1, "workers": 3, "signal_delay_s": 10}
+SETTINGS = {"partition": "low", "time": 30, "cpus_per_task": 1, "gpus_per_node": 1, "workers": 3, "signal_delay_s": 10}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,8 @@ def test_killed_preempted_and_repeated_the_files_are_those_of_an_undisturbed_run
     assert again.wait(120) == 0, (tmp_path / "log").read_text()
     assert contents(out) == contents(tmp_path / "calm")
     assert not list((state / "tmp").iterdir())
-    assert len(json.loads((state / "manifest.json").read_text())["done"]) == len(ITEMS)
+    made = json.loads((state / "manifest.json").read_text())["done"].values()
+    assert len(made) == len(ITEMS) and {facts["gpu"] for facts in made} <= {"0", "1"}, "each piece has a GPU to itself"
 
 
 def test_the_command_may_end_the_jobs_go_on_and_a_repeat_waits_for_them(slurm, tmp_path):
@@ -106,6 +107,9 @@ def test_the_command_may_end_the_jobs_go_on_and_a_repeat_waits_for_them(slurm, t
     until(lambda: list((state / "done").glob("*.json")), 120)
     batch.kill()
     batch.wait()
+    running = said("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%i").split()
+    said("scancel", "--signal=USR2", running[-1])  # as before a time limit: the piece hands back what it has and is requeued
+    until(lambda: any("Caught signal USR2" in log.read_text() for log in state.glob("slurm/*.err")), 60)
     with pytest.raises(InputError, match="SLURM jobs"):
         run(Write(ITEMS), out)
     jobs = json.loads((state / "slurm" / "jobs.json").read_text())

@@ -215,7 +215,8 @@ def _prepare(job: Job, costs: Mapping[str, float], out: Path, state: Path, overw
 def _conclude(state: Path, names: Sequence[str], ended: int | None) -> Outcome:
     """The outcome for these items; the manifest of all."""
     done, failed = (
-        {p.stem: json.loads(p.read_text()) for p in sorted((state / kind).glob("*.json"))} for kind in ("done", "failed")
+        {p.stem: json.loads(p.read_text()) for p in sorted((state / kind).iterdir()) if not p.name.startswith(".")}
+        for kind in ("done", "failed")
     )
     about = json.loads((state / "run.json").read_text())
     with replacing(state / "manifest.json") as temporary:

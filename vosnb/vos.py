@@ -35,6 +35,12 @@ class Vos:
     every: bool = False
     late: bool = False
 
+    def __post_init__(self) -> None:
+        if getattr(self.strategy, "model", "none") is None:  # decided once: every process and every repeat is to take the same
+            from .models import weights
+
+            object.__setattr__(self, "strategy", dataclasses.replace(self.strategy, model=weights.default()))
+
     def plan(self) -> dict[str, Any]:
         video = self.data[0]
         return {
