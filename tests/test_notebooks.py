@@ -30,6 +30,7 @@ def given(tmp_path_factory) -> dict[str, object]:
     scene.write(folder)
     return {
         "clip": str(folder / "JPEGImages" / scene.name),
+        "data": str(folder),
         "source": str(folder / "JPEGImages" / scene.name),
         "prompts": str(folder / "prompts" / f"{scene.name}.json"),
         "truth": str(folder / "Annotations" / scene.name),

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from .errors import InputError, RunFailed
 from .files import check_new, check_result
+from .vos_command import pair, processes, slurm_settings, vos
 
 if TYPE_CHECKING:
     from .clip import Clip
@@ -130,7 +131,7 @@ def propagate(
     else:
         labels = read_labels(first, size=(source.height, source.width), phantom="snap" if snap else "refuse")
         prompts = Prompts({frame: labels})
-    settings = dict(_pair(text) for text in set_ or ())
+    settings = dict(pair(text) for text in set_ or ())
     masks = verb(
         source,
         prompts,
@@ -155,6 +156,9 @@ def video(context: typer.Context) -> None:
 
     for path in run_video(context.args):
         print(path)
+
+
+app.command()(vos)
 
 
 @app.command()
@@ -216,6 +220,28 @@ def evaluate(
 
 
 @app.command()
+def submit(
+    masks: Annotated[Path, typer.Argument(help="Results, a folder of PNGs per video; or a zip file, which is only checked.")],
+    data: Annotated[Path, typer.Option("--data", help="The root of the data set.")],
+    kind: Annotated[str, typer.Option("--kind", help="davis2017, youtube-vos, lvos, mose or sa-v.")],
+    split: Annotated[str, typer.Option("--split")] = "test",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The zip file to write.")] = None,
+) -> None:
+    """Pack masks into the zip file that a data set's server wants, and check it."""
+    from . import submit as module
+    from .datasets import dataset
+
+    videos = dataset(data, kind, split)
+    if masks.suffix.lower() == ".zip":
+        module.check(masks, videos)
+        print(f"{masks}: {len(videos)} videos, as they should be")
+    elif out is None:
+        raise InputError("--out FILE.zip", "none", "say where the zip file goes")
+    else:
+        print(module.submit(masks, videos, out))
+
+
+@app.command()
 def fetch(
     names: Annotated[list[str] | None, typer.Argument(help="Checkpoints, e.g. sam2.1_hiera_tiny; none: list them.")] = None,
 ) -> None:
@@ -242,9 +268,31 @@ def run(
 
     print(
         run_notebook(
-            notebook, out, dict(_pair(p) for p in parameter or ()), dict(_pair(p) for p in raw or ()), overwrite=overwrite
+            notebook, out, dict(pair(p) for p in parameter or ()), dict(pair(p) for p in raw or ()), overwrite=overwrite
         )
     )
+
+
+@app.command()
+def sweep(
+    notebook: Annotated[Path, typer.Argument(help="A notebook with a cell tagged 'parameters'.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for a folder per combination, and table.csv.")],
+    grid: Annotated[list[str], typer.Option("-g", "--grid", help="name=value,value,…: every combination is run; repeatable.")],
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value for all, typed (5, 0.1, True).")] = None,
+    jobs: Annotated[str, typer.Option("--jobs", help="Processes, or auto: one per GPU, or per four cores.")] = "1",
+    slurm: Annotated[list[str] | None, typer.Option("--slurm", help="As in `vosnb vos`.")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--overwrite", help="Do what is missing, or all anew.")] = True,
+) -> None:
+    """Run a notebook over a grid of parameters; one table of what came out."""
+    from .batch import run as run_batch
+    from .sweep import Sweep
+
+    varied = {name: tuple(values.split(",")) for name, values in map(pair, grid)}
+    job = Sweep(notebook.resolve(), varied, dict(map(pair, parameter or ())))
+    done = run_batch(job, out, jobs=processes(jobs), slurm=slurm_settings(slurm), overwrite=not resume)
+    print(job.table(done.done).to_string(index=False))
+    print(job.save_table(done.done, out / "table.csv"))
+    raise typer.Exit(done.code)
 
 
 @app.command()
@@ -288,13 +336,6 @@ def _name(folder: Path, among: list[Path]) -> str:
     return (
         folder.name if [f.name for f in among].count(folder.name) == 1 else "_".join(p for p in folder.parts if p not in "/..")
     )
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise InputError("name=value", repr(text), "write for example --set tolerance=1.5")
-    return name.strip(), value
 
 
 def _with_options(asked: Prompts, frame: int, points: Any, background: Any, boxes: Any) -> Prompts:
