@@ -129,6 +129,29 @@ def propagate(
         print(video)
 
 
+@app.command()
+def refine(
+    clip: Annotated[str, typer.Argument(help="A video file or a folder of images.")],
+    masks: Annotated[Path, typer.Argument(help="A folder of PNGs, one per frame.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the refined PNGs.")],
+    prompt: Annotated[str, typer.Option(help="What the model is given of each mask: mask+box, box or mask.")] = "mask+box",
+    model: Annotated[str, typer.Option(help="grabcut, sam_vit_b, sam2.1_hiera_tiny, …")] = "grabcut",
+    strength: Annotated[float, typer.Option(help="The ± of a mask's logits.")] = 18.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Refine masks frame by frame with an image model."""
+    from .refine import changes
+    from .refine import refine as verb
+
+    check_result(out, (), clip, masks)
+    refined = verb(_clip(clip), masks, prompt, model, strength=strength, out=out, overwrite=overwrite)
+    for obj, kept in changes(refined).items():
+        least = min(range(len(kept)), key=kept.__getitem__)
+        mean = sum(kept) / len(kept)
+        print(f"object {obj}: IoU with what it was {mean:.3f}, at least {kept[least]:.3f} (frame {refined.names[least]})")
+    print(out)
+
+
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def video(context: typer.Context) -> None:
     """Track through one video with the flags of SAM 2 and SAM2Long: --video_path --points x1 y1 … --num_pathway 3 …"""
