@@ -9,7 +9,7 @@ from typing import Any
 from .errors import InputError
 from .files import check_result
 
-__all__ = ["compare", "measure"]
+__all__ = ["compare", "measure", "read_settings"]
 
 
 def compare(
@@ -37,7 +37,7 @@ def compare(
         prompts = Prompts({frame: read_labels(first, size=(film.height, film.width))})
     known = None if truth is None else Masks(truth)[: len(film)]
     names = [name.strip() for name in by.split(",") if name.strip()]
-    found = verb(film, prompts, names, known, settings=_settings(settings), aux=tuple(aux), direction=direction, out=out)
+    found = verb(film, prompts, names, known, settings=read_settings(settings), aux=tuple(aux), direction=direction, out=out)
     found.save(out)
     print(found.table().to_string(float_format="{:.3f}".format))
     if truth is None:
@@ -68,7 +68,7 @@ def measure(
     print(result.save(out, overwrite=overwrite))
 
 
-def _settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+def read_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     """["xmem.size=240"] → {"xmem": {"size": "240"}}."""
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
