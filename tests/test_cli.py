@@ -181,6 +181,42 @@ def test_refine_says_how_much_it_changed(film, moving, vosnb, refuses):
     refuses("refine", film / "frames", film / "truth", "-o", "new", "--prompt", "clicks", says="a prompt among mask+box")
 
 
+def test_compare_prints_a_table_and_writes_a_page(film, vosnb, refuses):
+    settings = [
+        "--by",
+        "flow,flow+refine",
+        "--set",
+        "flow.quality=fast",
+        "--set",
+        "flow+refine.refine_prompt=box",
+        "--frames",
+        3,
+    ]
+    done = vosnb("compare", film / "frames", film / "first.png", *settings, "-o", "out", "--truth", film / "truth")
+    assert done.code == 0 and done.out.splitlines()[-1] == "out/index.html"
+    assert re.search(r"J 1 +J 2 +J +.*agreement +s/frame +MB", done.out) and re.search(r"^flow\+refine +0\.\d", done.out, re.M)
+    assert sorted(p.name for p in Path("out/masks/flow").glob("*.png")) == [f"img{t}.png" for t in range(3)]
+    Path("notes").mkdir()
+    Path("notes/mine.txt").write_text("mine")
+    for arguments, says in (
+        (["-o", "notes"], "an earlier comparison"),
+        (["-o", "new", "--set", "quality=fast"], "--set STRATEGY.name=value"),
+        (["-o", "new", "--set", "sam.model=grabcut"], "a strategy that is compared"),
+        (["-o", "new", "--by", "flow,flaw"], "a strategy among"),
+    ):
+        refuses("compare", film / "frames", film / "first.png", "--by", "flow", *arguments, says=says)
+
+
+def test_measure_prints_the_last_frame_and_writes_tables(film, vosnb, refuses):
+    done = vosnb("measure", film / "truth", "--pixel", 0.5, "--unit", "mm", "--fps", 25, "-o", "measures")
+    assert done.code == 0 and done.out.splitlines()[-1] == "measures"
+    assert Path("measures/objects.csv").read_text().splitlines()[0] == "# lengths in mm, areas in mm², times in s"
+    area = float(re.search(r"^ *1 +area +(\S+)", done.out, re.M)[1])
+    assert area == pytest.approx(np.pi * 15**2 / 4, rel=0.02)
+    refuses("measure", film / "truth", film / "truth", "-o", "new", says="folders of different names")
+    refuses("measure", film / "truth", "--fps", 0, "-o", "new", says="frames per second above 0")
+
+
 def test_propagate_writes_a_folder_per_object(film, vosnb):
     assert vosnb("propagate", film / "frames", film / "first.png", "--per-object", "-o", "masks").code == 0
     found = sorted(str(path.relative_to("masks")) for path in Path("masks").rglob("*.png"))

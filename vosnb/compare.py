@@ -280,6 +280,7 @@ def compare(
     for name, strategy in chosen.items():
         run = known.get(name, strategy)
         if run is None:
+            known.forget(name)
             strategy.tracker((clip.height, clip.width), len(clip))  # so that loading is not timed
             gc.collect()
             with _Peak() as peak:
@@ -347,6 +348,11 @@ class _Kept:
         return Run(
             Masks(self.folder(name)), note["seconds"], note["memory"], float("nan") if note["gpu"] is None else note["gpu"]
         )
+
+    def forget(self, name: str) -> None:
+        """Before masks are replaced, so that no note ever stands beside masks of something else."""
+        if self.at is not None:
+            self._note(name).unlink(missing_ok=True)
 
     def put(self, name: str, strategy: Strategy, run: Run) -> None:
         if self.at is not None:
