@@ -191,7 +191,7 @@ class Comparison:
         return {
             "about": {
                 **self.about,
-                "judged by": "ground truth" if self.truth else "agreement among the strategies, not accuracy",
+                "judged by": "ground truth" if self.truth is not None else "agreement among the strategies, not accuracy",
             },
             "strategies": {name: {k: None if np.isnan(v) else v for k, v in row.items()} for name, row in table.items()},
             "disagree most": self.frames(),
@@ -223,7 +223,7 @@ class Comparison:
         return self.table().to_html(float_format="{:.3f}".format, na_rep="")
 
     def _page(self) -> str:
-        judged = "J against ground truth." if self.truth else "No ground truth: agreement, not accuracy."
+        judged = "J against ground truth." if self.truth is not None else "No ground truth: agreement, not accuracy."
         links = "".join(f'<li><a href="masks/{_file(name)}/">{html.escape(name)}</a></li>' for name in self.runs)
         return f"""<!doctype html><meta charset="utf-8">{PAGE}
 <style>body{{font:16px/1.5 system-ui;max-width:1300px;margin:2em auto;padding:0 1em}}img,video{{max-width:100%}}
