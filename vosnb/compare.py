@@ -372,7 +372,7 @@ def _resident() -> float:
 
 
 class _Peak:
-    """The most memory that is held inside the `with`: `resident` MB of the process, looked at every 20 ms, and `gpu` MB that torch
+    """The most memory that is held inside the `with`: `resident` MB of the process, looked at every 10 ms, and `gpu` MB that torch
     holds on CUDA."""
 
     resident, gpu = 0.0, float("nan")
@@ -394,5 +394,5 @@ class _Peak:
             self.gpu = self._cuda.max_memory_allocated() / 2**20
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.02):
+        while not self._stop.wait(0.01):
             self.resident = max(self.resident, _resident())
