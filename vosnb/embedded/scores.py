@@ -101,7 +101,7 @@ def track(folder: Path, name: str, by: str, start: str, **settings: Any) -> dict
     prompts = boxes if start == "box" else {t: {o: truth[t] == o for o in given} for t, given in boxes.items()}
     ids = [obj for obj in boxes.ids if obj not in aux]
     labels, rows, begun = [], [], time.monotonic()
-    begins = {obj: t for t, given in reversed(boxes.items()) for obj in given}
+    begins = {obj: t for t in sorted(boxes, reverse=True) for obj in boxes[t]}
     for t, result in stream(clip, prompts, by, aux=aux, **settings):
         labels.append(result.labels)
         for obj in ids:
