@@ -37,12 +37,12 @@ def made(tmp_path_factory) -> Path:
 
 def test_everything_is_there_and_an_earlier_demo_is_gone(made):
     assert sorted(path.name for path in made.iterdir()) == [
-        "01_clip", "02_first_frame", "04_sam_frame_to_frame", "contact_sheet.png", "data", "index.html", "masks", "overlay.mp4",
-        "report.json",
+        "01_clip", "02_first_frame", "04_sam_frame_to_frame", "06_pathways", "contact_sheet.png", "data", "index.html", "masks",
+        "overlay.mp4", "report.json",
     ]  # fmt: skip
     assert [path.name for path in made.parent.iterdir()] == ["demo"]
     assert Clip(made / "overlay.mp4").shape == (FRAMES, 256, 480, 3)
-    assert len(Masks(made / "masks")) == FRAMES
+    assert all(len(Masks(made / "masks" / by)) == FRAMES for by in module.STRATEGIES)
     with Image.open(made / "contact_sheet.png") as sheet:
         assert np.asarray(sheet).std() > 10
     assert (made / "02_first_frame" / "first.png").exists()
@@ -51,10 +51,11 @@ def test_everything_is_there_and_an_earlier_demo_is_gone(made):
 def test_the_report_says_how_good_each_strategy_is(made):
     report = json.loads((made / "report.json").read_text())
     assert (report["frames"], report["size"]) == (FRAMES, [480, 256])
-    assert [row["by"] for row in report["strategies"]] == ["sam", "flow"]
+    assert [row["by"] for row in report["strategies"]] == ["flow", "sam", "sam2", "sam2long"]
     for row in report["strategies"]:
-        assert row["mean J"] == pytest.approx((row["J top dye"] + row["J bottom dye"]) / 2)
-        assert 0.3 < row["mean J"] <= 1 and row["s/frame"] > 0
+        assert row["J"] == pytest.approx((row["J top dye"] + row["J bottom dye"]) / 2)
+        assert row["J&F"] == pytest.approx((row["J"] + row["F"]) / 2)
+        assert 0.3 < row["J&F"] <= 1 and row["s/frame"] > 0
 
 
 def test_every_link_of_the_page_leads_somewhere(made):

@@ -52,7 +52,7 @@ def clicks(obj):
 def test_grabcut_finds_two_dyes_from_boxes_and_from_points(seed):
     image, truth = two_dyes(seed)
     for prompts in (boxes_of(truth), {1: clicks(1), 2: clicks(2)}, {1: Point(85, 70), 2: boxes_of(truth)[2]}):
-        found = segment(image, prompts)
+        found = segment(image, prompts, "grabcut")
         for obj in (1, 2):
             assert iou(found.labels == obj, truth == obj) > 0.9
 
@@ -70,23 +70,23 @@ def test_grabcut_finds_what_lies_within_another_object(colour, x, y):
     outer = disc(120, 160, 80, 60, 45) & ~inner
     image = np.where(inner[..., None], texture(colour), texture((90, 90, 90)))
     image = np.where(outer[..., None], texture((200, 60, 60)), image).astype(np.uint8)
-    found = segment(image, {1: Box(33, 13, 128, 108), 2: Box(x - 14, y - 14, x + 15, y + 15)}).labels
+    found = segment(image, {1: Box(33, 13, 128, 108), 2: Box(x - 14, y - 14, x + 15, y + 15)}, "grabcut").labels
     assert iou(found == 1, outer) > 0.9 and iou(found == 2, inner) > 0.7
 
 
 def test_grabcut_follows_a_mask_that_is_slightly_off():
     image, truth = two_dyes()
     earlier = np.roll(truth, (3, -3), axis=(0, 1))
-    found = segment(image, earlier)
+    found = segment(image, earlier, "grabcut")
     for obj in (1, 2):
         assert iou(found.labels == obj, truth == obj) > max(0.93, iou(earlier == obj, truth == obj))
 
 
 def test_grabcut_is_deterministic():
     image, truth = two_dyes()
-    first = segment(image, boxes_of(truth))
+    first = segment(image, boxes_of(truth), "grabcut")
     cv2.setRNGSeed(12345)
-    np.testing.assert_array_equal(segment(image, boxes_of(truth)).logits[1], first.logits[1])
+    np.testing.assert_array_equal(segment(image, boxes_of(truth), "grabcut").logits[1], first.logits[1])
 
 
 def test_grabcut_logits_are_signed_distances_within_the_strength():
@@ -119,21 +119,21 @@ def test_grabcut_works_at_a_reduced_size_and_answers_at_the_images():
 )  # fmt: skip
 def test_grabcut_survives_prompts_at_the_edge_of_sense(prompt):
     image, _ = two_dyes()
-    found = segment(image, {1: prompt})
+    found = segment(image, {1: prompt}, "grabcut")
     assert found.labels.shape == image.shape[:2] and np.isfinite(found.logits[1]).all()
-    assert segment(image[:9, :9], {1: Box(2, 2, 5, 5)}).labels.shape == (9, 9)
-    assert segment(np.full((20, 30, 3), 7, np.uint8), {1: Box(2, 2, 15, 15)}).labels.shape == (20, 30)
+    assert segment(image[:9, :9], {1: Box(2, 2, 5, 5)}, "grabcut").labels.shape == (9, 9)
+    assert segment(np.full((20, 30, 3), 7, np.uint8), {1: Box(2, 2, 15, 15)}, "grabcut").labels.shape == (20, 30)
 
 
 def test_an_empty_mask_is_an_object_that_is_not_there():
     image, truth = two_dyes()
-    found = segment(image, {1: np.zeros(truth.shape, bool), 2: boxes_of(truth)[2]})
+    found = segment(image, {1: np.zeros(truth.shape, bool), 2: boxes_of(truth)[2]}, "grabcut")
     assert not found.masks[1].any() and found.boxes[1] is None and iou(found.labels == 2, truth == 2) > 0.9
 
 
 def test_a_box_counts_where_the_mask_beside_it_is_empty():
     image, truth = two_dyes()
-    found = segment(image, {2: Prompt(box=boxes_of(truth)[2], mask=np.zeros(truth.shape, bool))})
+    found = segment(image, {2: Prompt(box=boxes_of(truth)[2], mask=np.zeros(truth.shape, bool))}, "grabcut")
     assert iou(found.labels == 2, truth == 2) > 0.9
 
 
@@ -224,7 +224,7 @@ def test_a_label_map_and_the_prompts_of_a_frame_are_prompts_too():
         (IMAGE, {1: Box(0, 0, 5, 6)}, {}, "x comes before y"),
         (IMAGE, {1: np.ones((6, 5), bool)}, {}, "own size"),
         (IMAGE, {1: Point(1, 1)}, {"aux": (2,)}, "auxiliary"),
-        (IMAGE, {1: Point(1, 1)}, {"model": "sam3"}, "grabcut, sam_vit_b"),
+        (IMAGE, {1: Point(1, 1)}, {"model": "sam3"}, "grabcut, vosnb-mini-sam2"),
         (IMAGE, {1: Point(1, 1)}, {"model": "nowhere/net.pt", "device": "cpu"}, "does not exist"),
     ],
 )
@@ -248,6 +248,6 @@ def test_a_missing_checkpoint_names_the_command_that_fetches_it(monkeypatch, tmp
 def test_segmenting_with_grabcut_imports_no_torch():
     code = (
         "import sys, numpy as np; from vosnb.segment import segment; from vosnb.prompts import Box;"
-        "segment(np.zeros((9, 9, 3), np.uint8), {1: Box(1, 1, 5, 5)}); assert 'torch' not in sys.modules"
+        "segment(np.zeros((9, 9, 3), np.uint8), {1: Box(1, 1, 5, 5)}, 'grabcut'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

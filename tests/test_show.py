@@ -12,7 +12,7 @@ from vosnb.errors import InputError
 from vosnb.masks import Masks
 from vosnb.paint import davis_palette, overlay
 from vosnb.prompts import Box, Point
-from vosnb.show import contact_sheet, plot_scores, show, side_by_side
+from vosnb.show import contact_sheet, plot_frames, plot_scores, show, side_by_side
 from vosnb.strategies import Score
 
 rng = np.random.default_rng(0)
@@ -133,3 +133,10 @@ def test_scores_are_plotted_per_object_as_far_as_there_are_any():
     assert rendered(figure).min() < 255
     with pytest.raises(InputError, match="masks with scores"):
         plot_scores(Masks(np.ones((4, 2, 2), np.uint8)))
+
+
+def test_plots_number_frames_as_the_clip_does():
+    masks = Masks(np.ones((9, 2, 2), np.uint8), scores=[{}, {}, *[{1: Score(0.9, 2.0)}] * 7])
+    assert plot_scores(masks).axes[0].lines[0].get_xdata().tolist() == [2, 3, 4, 5, 6, 7, 8]
+    assert plot_scores(masks[5:]).axes[0].lines[0].get_xdata().tolist() == [5, 6, 7, 8]
+    assert plot_frames({1: {3: 0.5, 7: 1.0}}, "J").axes[0].lines[0].get_xdata().tolist() == [3, 7]

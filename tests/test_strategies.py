@@ -43,10 +43,10 @@ class Pointless(SAM2):
 BY = {
     "flow": {},
     "sam": {"model": "grabcut"},
-    "sam2": {"model": "mini-random"},
-    "sam2long": {"model": "mini-random", "uncertainty": 99.0},
-    "thrifty": {"model": "mini-random"},
-    "pointless": {"model": "mini-random"},
+    "sam2": {"model": "vosnb-mini-sam2"},
+    "sam2long": {"model": "vosnb-mini-sam2", "uncertainty": 99.0},
+    "thrifty": {"model": "vosnb-mini-sam2"},
+    "pointless": {"model": "vosnb-mini-sam2"},
 }
 every_strategy = pytest.mark.parametrize("by", BY)
 T, BEGIN = 6, {1: 1, 2: 3}  # frames; object → its first
@@ -179,8 +179,8 @@ def test_both_directions_are_the_backward_pass_before_the_prompt_and_masks_may_o
     one, two = np.zeros((64, 96), bool), np.zeros((64, 96), bool)
     one[10:40, 10:50], two[30:60, 40:80] = True, True
     prompts = {3: {1: one}, 5: {2: two}}
-    both = dict(stream(film, prompts, "sam2", model="mini-random", device="cpu", direction="both"))
-    for t, result in stream(film, {3: {1: one}}, "sam2", model="mini-random", device="cpu", direction="backward"):
+    both = dict(stream(film, prompts, "sam2", model="vosnb-mini-sam2", device="cpu", direction="both"))
+    for t, result in stream(film, {3: {1: one}}, "sam2", model="vosnb-mini-sam2", device="cpu", direction="backward"):
         if t < 3:
             assert both[t].scores[1].present == pytest.approx(result.scores[1].present, abs=1e-5)
             assert (both[t].masks()[1] == result.masks()[1]).mean() > 0.999  # another batch, another rounding

@@ -193,19 +193,21 @@ def test_a_folder_of_checkpoints_beside_the_notebooks_comes_first(monkeypatch, t
 def test_the_cards_are_complete():
     sizes = ("tiny", "small", "base_plus", "large")
     expected = {"sam_vit_b", "sam_vit_l", "sam_vit_h"} | {f"{v}_hiera_{s}" for v in ("sam2", "sam2.1") for s in sizes}
-    assert set(weights.cards()) == expected | {"xmem"}
+    assert set(weights.cards()) == expected | {"xmem", weights.SMALL}
     for name in expected:
         card = weights.card(name)
         assert card.url.startswith("https://") and card.family in ("sam", "sam2") and card.config and card.licence
         assert card.bytes > 10**8 and len(bytes.fromhex(card.sha256)) == 32, name
     assert len({weights.card(name).sha256 for name in expected}) == len(expected)
+    ours = weights.card(weights.SMALL)
+    assert not ours.url and ours.bytes < 16e6 and weights.fetch(ours.name) == weights.path(ours.name)
     assert weights.card("xmem").url.startswith("https://") and weights.card("xmem").licence == "MIT"
 
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(InputError, match="sam_vit_b"):
         weights.card("sam_vit_x")
-    with pytest.raises(InputError, match="grabcut, sam_vit_b"):
+    with pytest.raises(InputError, match="grabcut, vosnb-mini-sam2, sam_vit_b"):
         models.load("sam9")
 
 

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from .errors import InputError, RunFailed
 from .files import check_new, check_result
+from .vos_command import pair, processes, slurm_settings, vos
 
 if TYPE_CHECKING:
     from .clip import Clip
@@ -63,7 +64,9 @@ def segment(
     background: Annotated[list[str] | None, typer.Option(help="OBJECT:x,y[,x,y…] not on the object; repeatable.")] = None,
     box: Annotated[list[str] | None, typer.Option(help="OBJECT:x0,y0,x1,y1; repeatable.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A prompts JSON file; the options above add to it.")] = None,
-    model: Annotated[str, typer.Option(help="grabcut, sam_vit_b, sam2.1_hiera_tiny, …")] = "grabcut",
+    model: Annotated[
+        str | None, typer.Option(help="vosnb-mini-sam2 (default until a SAM 2.1 is fetched), grabcut, sam2.1_hiera_tiny, …")
+    ] = None,
     fill_holes: Annotated[int | None, typer.Option(help="Fill holes of up to this many pixels, a whole number.")] = None,
     aux: Objects = None,
     overlay: Annotated[Path | None, typer.Option(help="A picture to write, the masks over the frame.")] = None,
@@ -128,7 +131,7 @@ def propagate(
     else:
         labels = read_labels(first, size=(source.height, source.width), phantom="snap" if snap else "refuse")
         prompts = Prompts({frame: labels})
-    settings = dict(_pair(text) for text in set_ or ())
+    settings = dict(pair(text) for text in set_ or ())
     masks = verb(
         source,
         prompts,
@@ -146,6 +149,67 @@ def propagate(
         print(video)
 
 
+@app.command()
+def refine(
+    clip: Annotated[str, typer.Argument(help="A video file or a folder of images.")],
+    masks: Annotated[Path, typer.Argument(help="A folder of PNGs, one per frame.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the refined PNGs.")],
+    prompt: Annotated[str, typer.Option(help="What the model is given of each mask: mask+box, box or mask.")] = "mask+box",
+    model: Annotated[
+        str | None, typer.Option(help="vosnb-mini-sam2 (default until a SAM 2.1 is fetched), grabcut, sam2.1_hiera_tiny, …")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="The ± of a mask's logits.")] = 18.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Refine masks frame by frame with an image model."""
+    from .refine import changes
+    from .refine import refine as verb
+
+    check_result(out, (), clip, masks)
+    refined = verb(_clip(clip), masks, prompt, model, strength=strength, out=out, overwrite=overwrite)
+    for obj, kept in changes(refined).items():
+        least = min(range(len(kept)), key=kept.__getitem__)
+        mean = sum(kept) / len(kept)
+        print(f"object {obj}: IoU with what it was {mean:.3f}, at least {kept[least]:.3f} (frame {refined.names[least]})")
+    print(out)
+
+
+@app.command()
+def compare(
+    clip: Annotated[str, typer.Argument(help="A video file or a folder of images.")],
+    first: Annotated[Path, typer.Argument(help="The first label map (indexed PNG), or a prompts JSON file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the tables and the masks; taken up again.")],
+    by: Annotated[str, typer.Option(help="Strategies: flow,sam,sam2,sam2long,xmem,xmem+refine, …")] = "flow,sam",
+    truth: Annotated[Path | None, typer.Option(help="A folder of PNGs; without one, only agreement is known.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="STRATEGY.name=value; repeatable.")] = None,
+    frame: Annotated[int, typer.Option(help="The frame that FIRST belongs to.")] = 0,
+    frames: Annotated[int, typer.Option(help="How many frames of the clip; 0: all.")] = 0,
+    direction: Annotated[str, typer.Option(help="forward, backward or both.")] = "forward",
+    aux: Objects = None,
+) -> None:
+    """Follow the same prompts by several strategies: how good, how quick, and where they disagree."""
+    from .compare_command import compare as run_compare
+
+    run_compare(clip, first, out, by, truth, set_ or [], frame, frames, direction, aux or [])
+
+
+@app.command()
+def measure(
+    masks: Annotated[list[Path], typer.Argument(help="A folder of PNGs; several are strategies, whose spread is given.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables and the plot.")],
+    pixel: Annotated[float, typer.Option(help="The length of a pixel's side.")] = 1.0,
+    unit: Annotated[str, typer.Option(help="The unit of that length.")] = "px",
+    fps: Annotated[float | None, typer.Option(help="Frames per second; without it, frames are the clock.")] = None,
+    gap: Annotated[float, typer.Option(help="Objects so many pixels apart share an interface.")] = 2.0,
+    across: Annotated[str, typer.Option(help="The axis across the mixing layer, y or x.")] = "y",
+    overwrite: Overwrite = False,
+) -> None:
+    """Areas, outlines, interfaces and the mixing layer, in units of length and time, as tables and a plot."""
+    from .compare_command import measure as run_measure
+
+    run_measure(masks, out, pixel, unit, fps, gap, across, overwrite)
+
+
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def video(context: typer.Context) -> None:
     """Track through one video with the flags of SAM 2 and SAM2Long: --video_path --points x1 y1 … --num_pathway 3 …"""
@@ -155,22 +219,87 @@ def video(context: typer.Context) -> None:
         print(path)
 
 
+app.command()(vos)
+
+
 @app.command()
 def evaluate(
-    masks: Annotated[Path, typer.Argument(help="A folder of PNGs.")],
-    truth: Annotated[Path, typer.Argument(help="A folder of PNGs with the same frames.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A report.json to write.")] = None,
+    results: Annotated[
+        list[Path], typer.Argument(help="Folders of PNGs, or of a folder of PNGs per sequence; several compare.")
+    ],
+    truth: Annotated[Path, typer.Argument(help="The same of the ground truth.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A report.json to write, or a folder for all tables.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="davis2016, davis2017, youtube-vos, lvos, mose or sa-v.")] = None,
+    sequences: Annotated[Path | None, typer.Option("--list", help="A file that names the sequences, one a line.")] = None,
+    unseen: Annotated[Path | None, typer.Option(help="A file that names unseen sequences or categories, one a line.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The folder of the frames, to draw the worst masks on.")] = None,
+    missing: Annotated[str, typer.Option(help="Masks that are not there: refuse, empty or skip (whole sequences).")] = "refuse",
+    only: Annotated[
+        list[int] | None, typer.Option("--object", help="Score only this one; repeatable, without a protocol.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Compare masks with ground truth: J per object, without the first frame."""
+    """Compare masks with ground truth: J and F per object; without a protocol of one sequence, but its first frame."""
+    from .evaluate import Comparison
     from .evaluate import evaluate as verb
 
-    check_result(out, (".json",), masks, truth)
-    report = verb(masks, truth, compared={"masks": str(masks), "truth": str(truth)})
-    for obj, j in report.J.items():
-        print(f"object {obj}: J {j:.4f}")
-    print(f"mean J {report.mean:.4f}")
+    check_result(out, (".json",) if out and out.suffix else (), *results, truth)
+    lists = {name: path.read_text().split("\n") for name, path in (("sequences", sequences), ("unseen", unseen)) if path}
+    chosen = {name: [line.strip() for line in lines if line.strip()] for name, lines in lists.items()}
+    reports = {
+        _name(masks, results): verb(
+            masks,
+            truth,
+            protocol=protocol,
+            ids=only,
+            missing=missing,
+            jobs=jobs,
+            compared={"masks": str(masks), "truth": str(truth)},
+            **chosen,
+        )
+        for masks in results
+    }
+    for name, report in reports.items():
+        if len(reports) > 1:
+            print(name)
+        for key, j in report.J.items():
+            print(f"object {key}: J {j:.4f}" + (f" F {report.F[key]:.4f}" if protocol else ""))
+        print(f"mean J {report.mean:.4f}")
+        if protocol:
+            print(*(f"{name} {value:.4f}" for name, value in report.summary.items()), sep="\n")
+        for note in report.notes:
+            print(f"note: {note}", file=sys.stderr)
+    done = Comparison(reports) if len(reports) > 1 else next(iter(reports.values()))
+    if isinstance(done, Comparison):
+        for name, gain in done.differences.items():
+            print(
+                f"{name}: J&F {gain.mean:+.4f} ({gain.low:+.4f} … {gain.high:+.4f}), {gain.better} objects better, {gain.worse} worse"
+            )
     if out:
-        print(report.save(out))
+        print(done.save(out) if out.suffix else done.save(out, overwrite=overwrite, images=images))
+
+
+@app.command()
+def submit(
+    masks: Annotated[Path, typer.Argument(help="Results, a folder of PNGs per video; or a zip file, which is only checked.")],
+    data: Annotated[Path, typer.Option("--data", help="The root of the data set.")],
+    kind: Annotated[str, typer.Option("--kind", help="davis2017, youtube-vos, lvos, mose or sa-v.")],
+    split: Annotated[str, typer.Option("--split")] = "test",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The zip file to write.")] = None,
+) -> None:
+    """Pack masks into the zip file that a data set's server wants, and check it."""
+    from . import submit as module
+    from .datasets import dataset
+
+    videos = dataset(data, kind, split)
+    if masks.suffix.lower() == ".zip":
+        module.check(masks, videos)
+        print(f"{masks}: {len(videos)} videos, as they should be")
+    elif out is None:
+        raise InputError("--out FILE.zip", "none", "say where the zip file goes")
+    else:
+        print(module.submit(masks, videos, out))
 
 
 @app.command()
@@ -200,9 +329,31 @@ def run(
 
     print(
         run_notebook(
-            notebook, out, dict(_pair(p) for p in parameter or ()), dict(_pair(p) for p in raw or ()), overwrite=overwrite
+            notebook, out, dict(pair(p) for p in parameter or ()), dict(pair(p) for p in raw or ()), overwrite=overwrite
         )
     )
+
+
+@app.command()
+def sweep(
+    notebook: Annotated[Path, typer.Argument(help="A notebook with a cell tagged 'parameters'.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for a folder per combination, and table.csv.")],
+    grid: Annotated[list[str], typer.Option("-g", "--grid", help="name=value,value,…: every combination is run; repeatable.")],
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value for all, typed (5, 0.1, True).")] = None,
+    jobs: Annotated[str, typer.Option("--jobs", help="Processes, or auto: one per GPU, or per four cores.")] = "1",
+    slurm: Annotated[list[str] | None, typer.Option("--slurm", help="As in `vosnb vos`.")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--overwrite", help="Do what is missing, or all anew.")] = True,
+) -> None:
+    """Run a notebook over a grid of parameters; one table of what came out."""
+    from .batch import run as run_batch
+    from .sweep import Sweep
+
+    varied = {name: tuple(values.split(",")) for name, values in map(pair, grid)}
+    job = Sweep(notebook.resolve(), varied, dict(map(pair, parameter or ())))
+    done = run_batch(job, out, jobs=processes(jobs), slurm=slurm_settings(slurm), overwrite=not resume)
+    print(job.table(done.done).to_string(index=False))
+    print(job.save_table(done.done, out / "table.csv"))
+    raise typer.Exit(done.code)
 
 
 @app.command()
@@ -241,11 +392,11 @@ def _clip(source: str) -> Clip:
     return Clip(source)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise InputError("name=value", repr(text), "write for example --set tolerance=1.5")
-    return name.strip(), value
+def _name(folder: Path, among: list[Path]) -> str:
+    """What to call one of several results: its last part, or all of it where these are the same."""
+    return (
+        folder.name if [f.name for f in among].count(folder.name) == 1 else "_".join(p for p in folder.parts if p not in "/..")
+    )
 
 
 def _with_options(asked: Prompts, frame: int, points: Any, background: Any, boxes: Any) -> Prompts:

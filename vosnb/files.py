@@ -7,14 +7,14 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 from .errors import InputError
 
-__all__ = ["check_new", "check_result", "missing", "natural", "replacing", "replacing_folder", "scratch"]
+__all__ = ["check_new", "check_result", "frame_numbers", "missing", "natural", "replacing", "replacing_folder", "scratch"]
 
 HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "host"
 _count = count()
@@ -25,6 +25,11 @@ def natural(path: Path) -> tuple[list[str | int], str]:
     """A key that sorts frames and their masks alike: img2 before img10, whatever the case and the suffix."""
     parts = re.split(r"([0-9]+)", path.stem)
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], path.stem
+
+
+def frame_numbers(names: Sequence[str]) -> list[int]:
+    """The numbers that frames are called by, 00000, 00005, …; where a name is none, their places from 0."""
+    return [int(name) for name in names] if all(name.isdecimal() for name in names) else list(range(len(names)))
 
 
 def check_result(path: Path | None, suffixes: tuple[str, ...], *sources: str | Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-__all__ = ["progress"]
+__all__ = ["progress", "say"]
 
 
 def progress(
@@ -25,6 +25,11 @@ def progress(
         yield from tqdm(items, total=total, desc=label, unit=unit, mininterval=0.1)
     else:
         yield from _lines(items, total, label, unit)
+
+
+def say(line: str) -> None:
+    """A remark: below the cell in a notebook, beside the results elsewhere."""
+    print(line, file=sys.stdout if _in_notebook() else sys.stderr, flush=True)
 
 
 def _in_notebook() -> bool:

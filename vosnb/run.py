@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jupyter_client.manager import AsyncKernelManager
     from nbformat import NotebookNode
 
-__all__ = ["RunFailed", "parameters_of", "run_notebook"]
+__all__ = ["RunFailed", "parameters_of", "run_notebook", "typed_parameters"]
 
 
 def run_notebook(
@@ -45,7 +45,7 @@ def run_notebook(
     notebook, out = Path(notebook), Path(out)
     node = _read(notebook)
     known = parameters_of(node)
-    values = _values(known, parameters or {}, raw or {})
+    values = typed_parameters(known, parameters or {}, raw or {})
     if "out" in known:
         values.setdefault("out", str(out.resolve()))
     target, page = out / notebook.name, out / f"{notebook.stem}.html"
@@ -113,7 +113,11 @@ def _json(node: NotebookNode) -> str:
     return nbformat.writes(node) + "\n"
 
 
-def _values(known: Mapping[str, tuple[str, str]], parameters: Mapping[str, Any], raw: Mapping[str, str]) -> dict[str, Any]:
+def typed_parameters(
+    known: Mapping[str, tuple[str, str]], parameters: Mapping[str, Any], raw: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Parameters as the notebook that declares `known` wants them; what is in `raw` stays text. `InputError` for an unknown one."""
+    raw = raw or {}
     declared = ", ".join(f"{name} = {default}" for name, (_, default) in known.items())
     for name in (*parameters, *raw):
         if name not in known:

@@ -48,7 +48,7 @@ class Segmentation:
 def segment(
     image: np.ndarray,
     prompts: Mapping[int, Any] | np.ndarray,
-    model: str | Path | models.ImageModel = "grabcut",
+    model: str | Path | models.ImageModel | None = None,
     *,
     multimask: bool = False,
     fill_holes: int | bool | None = None,
@@ -61,7 +61,8 @@ def segment(
     """Segments the prompted objects of an (H, W, 3) uint8 RGB image.
 
     `prompts`: {object id: Prompt, Box, Point, a list of these, or (H, W) mask}, or a label map (H, W).
-    `model`: a name that `models.names()` lists, a checkpoint file, or any `ImageModel`. All objects are decoded together.
+    `model`: a name that `models.names()` lists, a checkpoint file, or any `ImageModel`; None is the largest SAM 2.1 that was fetched,
+    or else `vosnb-mini-sam2`, which is for vosnb's own scenes, not for real footage. All objects are decoded together.
     `multimask`: the model offers three masks per object, the one with the highest predicted IoU is taken.
     `fill_holes`, `remove_islands`: largest area, in pixels of the image, of a hole or island to remove from each object's
     logits; `fill_holes=True` is any hole that does not touch the border. Then objects compete: a pixel goes to the highest

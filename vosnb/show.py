@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .errors import InputError
+from .files import frame_numbers
 from .paint import Color, brighter, check_image, overlay, with_colors
 from .prompts import Prompt, Prompts
 
@@ -150,6 +151,7 @@ def show(
 def plot_scores(masks: Masks, colors: Mapping[int, Color] | None = None, width: float = 8.0) -> Figure:
     """Predicted IoU, object score and the disagreement of hypotheses over time, whichever there are; a line per object."""
     table = masks.scores_table()
+    table["frame"] = table["frame"].map(dict(enumerate(frame_numbers(masks.names))))  # those of a slice begin later
     kinds = {"iou": "predicted IoU", "present": "object score\n(> 0: visible)", "disagreement": "disagreement"}
     kinds = {column: text for column, text in kinds.items() if table[column].abs().max() > 0}  # NaN: no such notion
     if not kinds:
@@ -220,14 +222,15 @@ def plot_tree(scores: Sequence[Mapping[int, Score]], obj: int, width: float = 10
 
 
 def plot_frames(
-    values: Mapping[int, Sequence[float]], label: str, colors: Mapping[int, Color] | None = None, width: float = 8.0
+    values: Mapping[int, Mapping[int, float]], label: str, colors: Mapping[int, Color] | None = None, width: float = 8.0
 ) -> Figure:
-    """One number per frame and object, such as a report's J: {object: values}, a line per object."""
+    """One number per frame and object, such as a report's J: {object: {frame: value}}, a line per object."""
     figure = _figure(width, 2.4)
     axes = figure.add_subplot()
     palette = with_colors(colors) / 255
     for obj, row in values.items():
-        axes.plot(row, color=palette[obj], linewidth=1.5, label=f"object {obj}, mean {np.mean(row):.3f}")
+        mean = np.mean(list(row.values()))
+        axes.plot(list(row), list(row.values()), color=palette[obj], linewidth=1.5, label=f"object {obj}, mean {mean:.3f}")
     axes.set(xlabel="frame", ylabel=label, ylim=(-0.02, 1.02))
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)

@@ -35,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output_mask_dir", type=Path, help="a folder of indexed PNGs to write")
     p.add_argument("--sam2_cfg", help="a configuration: configs/sam2.1/sam2.1_hiera_l.yaml, or a path")
     p.add_argument(
-        "--sam2_checkpoint", default="sam2.1_hiera_tiny", help="a checkpoint file, or a name that `vosnb fetch` lists"
+        "--sam2_checkpoint",
+        help="a checkpoint file, or a name that `vosnb fetch` lists; if none, the largest SAM 2.1 fetched, or our small one",
     )
     p.add_argument("--num_pathway", type=int, default=3, help="pathways per object")
     p.add_argument("--iou_thre", type=float, default=0.1, help="frames above this predicted IoU are remembered")

@@ -1,7 +1,7 @@
 """SAM 2's forward pass as it is trained: a batch of short clips, several objects each, a prompt on the first frame, then memory.
 
-The calls follow Ravi et al. 2024 (SAM 2, section 4 and appendix D): promptable, with corrections; three candidates, of which the best is taught;
-their IoU; whether the object is there at all. Memory frames carry what the network itself has said.
+The calls follow Ravi et al. 2024 (SAM 2, section 4 and appendix D): promptable, with corrections; three candidates, of which the
+best is taught; their IoU; whether the object is there at all. Memories carry what the network itself has said.
 
     V  clips    T  frames    O  objects of a clip    B = V × O    S, G, Q, C, D as in `vosnb.models.sam2`
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor, nn
 
 from ..models.sam2 import ABSENT, CLAMP, MASK_LOGIT, MEAN, STD
-from sam2.modeling.sam2_utils import get_1d_sine_pe
 
 __all__ = ["Learner", "prepare"]
 
@@ -56,9 +56,7 @@ class Learner(nn.Module):
         top, high, place, dense_loss = self.encode(batch)
         masks = batch["masks"].transpose(0, 1).flatten(1, 2)  # (T, B, S, S)
         targets = F.avg_pool2d(masks.float(), 4)  # (T, B, Q, Q), soft at the edges
-        points, labels, guess, guessed, given = (
-            batch[key].flatten(0, 1) for key in ("points", "labels", "guess", "guessed", "given")
-        )
+        points, labels, guess, given = (batch[key].flatten(0, 1) for key in ("points", "labels", "guess", "given"))
         memories: list[Tensor] = []
         pointers: list[Tensor] = []
         found = []
@@ -67,22 +65,19 @@ class Learner(nn.Module):
             picture = top[:, t][owner]
             if t == 0:
                 seen = picture + network.no_mem_embed.view(1, -1, 1, 1)
-                logits, iou, tokens, present = self.decode(seen, finer, points, labels, guess, guessed)
+                logits, iou, tokens, present = self.ask(seen, finer, points, labels, guess)
                 several = (labels >= 0).sum(1) == 1
             else:
                 seen = self.attend(picture, place, memories, pointers)
-                nothing = points.new_zeros(len(points), 1, 2), labels.new_full((len(labels), 1), -1)
-                logits, iou, tokens, present = self.decode(seen, finer, *nothing)
+                logits, iou, tokens, present = self.decode(seen, finer, *_nothing(points, labels))
                 several = torch.ones_like(given)
             found.append(self.judge(logits, iou, present, targets[t]))
             if correct and t in (0, frames - 1):
                 chosen, _ = self.choose(logits, iou, tokens, several)
-                more, sides = self.click(chosen, targets[t])
-                if t == 0:
-                    more, sides = torch.cat([points, more], 1), torch.cat([labels, sides], 1)
-                logits, iou, tokens, present = self.decode(
-                    seen, finer, more, sides, chosen.detach().clamp(-CLAMP, CLAMP), torch.ones_like(given)
-                )
+                earlier = chosen.detach().clamp(-CLAMP, CLAMP)
+                more = self.click(chosen, targets[t])
+                asked = (points, labels) if t == 0 else (points[:, :0], labels[:, :0])
+                logits, iou, tokens, present = self.ask(seen, finer, *asked, earlier, more)
                 several = torch.zeros_like(given)
                 found.append(self.judge(logits, iou, present, targets[t]))
             if t + 1 < frames:
@@ -125,14 +120,32 @@ class Learner(nn.Module):
         seen = target.amax((2, 3)) > 0.5
         return (_mask_loss(logits, target) * seen).sum() / seen.sum().clamp(min=1)
 
+    def ask(
+        self, seen: Tensor, high: list[Tensor], points: Tensor, labels: Tensor, guess: Tensor, more: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """Prompts of different kinds, each kind as it is sent when there is no other: boxes, clicks, or poor masks alone; with `more`,
+        every one has a click and an earlier mask beside it. Returns what `decode` does."""
+        counts = (labels >= 0).sum(1)
+        order, parts = [], []
+        for count in counts.unique().tolist():
+            rows = (counts == count).nonzero()[:, 0]
+            asked = points[rows, :count], labels[rows, :count]
+            if more is not None:
+                asked = torch.cat([asked[0], more[0][rows]], 1), torch.cat([asked[1], more[1][rows]], 1)
+            mask = None if count and more is None else guess[rows]
+            parts.append(self.decode(seen[rows], [maps[rows] for maps in high], *asked, mask))
+            order.append(rows)
+        back = torch.cat(order).argsort()
+        return tuple(torch.cat(part)[back] for part in zip(*parts, strict=True))
+
     def decode(
-        self, seen: Tensor, high: list[Tensor], points: Tensor, labels: Tensor, guess: Tensor | None = None, guessed: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        self, seen: Tensor, high: list[Tensor], points: Tensor, labels: Tensor, guess: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Four masks (B, 4, Q, Q), the single one first; IoU (B, 4), tokens (B, 4, C), presence (B, 1)."""
         prompts = self.network.sam_prompt_encoder
-        sparse, dense = prompts(points=(points, labels), boxes=None, masks=None if guess is None else guess[:, None])
-        if guess is not None:
-            dense = torch.where(guessed[:, None, None, None], dense, prompts.no_mask_embed.weight.reshape(1, -1, 1, 1))
+        sparse, dense = prompts(
+            points=(points, labels) if points.shape[1] else None, boxes=None, masks=None if guess is None else guess[:, None]
+        )
         logits, iou, tokens, present = self.network.sam_mask_decoder.predict_masks(
             image_embeddings=seen, image_pe=prompts.get_dense_pe(), sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense, repeat_image=False, high_res_features=high,
@@ -148,7 +161,9 @@ class Learner(nn.Module):
         for i, code in recalled:
             memory = memories[i]
             tokens.append(_tokens(memory))
-            codes.append(_tokens(network.memory_encoder.position_encoding(memory)) + network.maskmem_tpos_enc[code].view(1, 1, -1))
+            codes.append(
+                _tokens(network.memory_encoder.position_encoding(memory)) + network.maskmem_tpos_enc[code].view(1, 1, -1)
+            )
         split, width = network.hidden_dim // network.mem_dim, network.mem_dim
         told = torch.stack(pointers, 1).reshape(len(picture), -1, width)
         far = torch.arange(now, 0, -1, device=picture.device) / REACH
@@ -176,9 +191,7 @@ class Learner(nn.Module):
     def as_given(self, picture: Tensor, high: list[Tensor], mask: Tensor, points: Tensor, labels: Tensor) -> Tensor:
         """The pointers of true masks (B, S, S), taken as they are."""
         small = self.network.mask_downsample(mask[:, None].float())[:, 0]
-        everywhere = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
-        nothing = points.new_zeros(len(points), 1, 2), labels.new_full((len(labels), 1), -1)
-        _, _, tokens, present = self.decode(picture, high, *nothing, small, everywhere)
+        _, _, tokens, present = self.decode(picture, high, *_nothing(points, labels), small)
         return self.pointer(tokens[:, 0], present[:, 0] > 0)
 
     # -- what it said, and what it should have said ----------------------------------------------------------------------
@@ -217,6 +230,11 @@ class Learner(nn.Module):
             "chosen": (chosen * there).sum() / count,
             "best": (reached[:, 1:].amax(1) * there).sum() / count,
         }
+
+
+def _nothing(points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The point that is none, which SAM 2 gives to frames without a prompt."""
+    return points.new_zeros(len(points), 1, 2), labels.new_full((len(labels), 1), -1)
 
 
 def _tokens(maps: Tensor) -> Tensor:

@@ -13,22 +13,25 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .clips import FRAMES, SIDE, read_clip
+from .clips import FRAMES, SIDE, kind_of, read_clip
 
 __all__ = ["VALIDATION", "Sample", "batches", "sample"]
 
 VALIDATION = 64  # the first clips of a folder are looked at, never learned from
 SMALLEST = 0.002  # of the frame: less of an object is no prompt
+HIDING = 0.4  # of the samples with memory: from clips in which the object hides, a rare thing otherwise
 
 Sample = dict[str, np.ndarray]
 
 
-def sample(folder: Path, clip: int, rng: np.random.Generator, frames: int, objects: int, side: int, vary: bool = True) -> Sample:
+def sample(
+    folder: Path, clip: int, rng: np.random.Generator, frames: int, objects: int, side: int, vary: bool = True
+) -> Sample:
     """T = `frames`, O = `objects`, S = `side`; an object may occur twice, with different prompts.
 
     - `images` (T, S, S, 3) uint8, `masks` (T, O, S, S) bool
     - `points` (O, 2, 2) float32, x and y in pixels, `labels` (O, 2) int32: a box (2, 3), a click (1, −1) or nothing (−1, −1)
-    - `guess` (O, S / 4, S / 4) float32: logits of a poor mask; `guessed` (O,) bool, whether it is a part of the prompt
+    - `guess` (O, S / 4, S / 4) float32: logits of a poor mask, the prompt where there is no other
     - `given` (O,) bool: whether the true mask is the prompt of the video
     """
     film = _film(read_clip(folder, clip), rng, frames, side, vary)
@@ -93,7 +96,7 @@ def _coloured(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _prompt(mask: np.ndarray, rng: np.random.Generator) -> Sample:
     side = len(mask)
     points, labels = np.zeros((2, 2), np.float32), np.array([-1, -1], np.int32)
-    kind = rng.choice(["box", "click", "guess"], p=[0.5, 0.25, 0.25])
+    kind = rng.choice(["box", "click", "guess"], p=[0.6, 0.2, 0.2])
     if kind == "box":
         (rows,), (columns,) = (np.nonzero(mask.any(axis)) for axis in (1, 0))
         corners = np.array([[columns[0], rows[0]], [columns[-1] + 1, rows[-1] + 1]], np.float32)
@@ -105,10 +108,7 @@ def _prompt(mask: np.ndarray, rng: np.random.Generator) -> Sample:
         rows, columns = np.nonzero(mask)
         pick = rng.integers(len(rows))
         points[0], labels[0] = (columns[pick], rows[pick]), 1
-    return {
-        "points": points, "labels": labels, "guess": _poor(mask, rng), "guessed": np.array(kind == "guess"),
-        "given": np.array(rng.uniform() < 0.35),
-    }  # fmt: skip
+    return {"points": points, "labels": labels, "guess": _poor(mask, rng), "given": np.array(rng.uniform() < 0.35)}
 
 
 def _poor(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -135,9 +135,12 @@ class _Stream(IterableDataset):
         cv2.setNumThreads(1)
         worker = get_worker_info()
         start, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        hiding = [clip for clip in range(VALIDATION, self.clips) if kind_of(clip) == "occluder"] if self.shape[0] > 1 else []
         for number in range(self.first + start, self.last, step):
             rng = np.random.default_rng((self.seed, number))
             picks = rng.integers(VALIDATION, self.clips, self.size)
+            if hiding:
+                picks = np.where(rng.uniform(size=self.size) < HIDING, rng.choice(hiding, self.size), picks)
             yield stacked([sample(self.folder, int(clip), rng, *self.shape) for clip in picks])
 
 

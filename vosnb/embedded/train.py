@@ -10,10 +10,9 @@ pairs of frames, then clips; small pictures before large ones, which cost four t
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -32,12 +31,12 @@ from .learner import Learner, prepare
 from .muon import Muon
 from .samples import VALIDATION, batches, sample, stacked
 
-__all__ = ["STAGES", "Stage", "export", "train"]
+__all__ = ["STAGES", "Stage", "export", "learn", "network", "train"]
 
 CONFIG = Path(__file__).parents[1] / "models" / "mini.yaml"
 CHECKPOINT = "vosnb-mini-sam2.safetensors"
-WARM_UP = 100  # steps, of each stage
-WEIGHTS = {"mask": 1.0, "quality": 0.5, "presence": 0.5, "dense": 0.5}
+WARM_UP = 0.05  # of each stage
+WEIGHTS = {"mask": 1.0, "quality": 0.5, "presence": 2.0, "dense": 0.5}
 
 
 @dataclass(frozen=True)
@@ -54,16 +53,16 @@ class Stage:
 
 
 STAGES = (
-    Stage("images", 2500, clips=24, frames=1, objects=3, side=128, rate=(2.0e-3, 1.2e-3)),
-    Stage("pairs", 500, clips=8, frames=2, objects=3, side=128, rate=(1.2e-3, 1e-3)),
-    Stage("clips", 1000, clips=4, frames=5, objects=3, side=128, rate=(1e-3, 6e-4)),
-    Stage("large", 900, clips=2, frames=5, objects=3, side=256, rate=(6e-4, 1e-5)),
+    Stage("images", 2000, clips=24, frames=1, objects=3, side=128, rate=(2.0e-3, 4e-4)),
+    Stage("pairs", 300, clips=8, frames=2, objects=3, side=128, rate=(1e-3, 1e-3)),
+    Stage("clips", 1000, clips=3, frames=8, objects=3, side=128, rate=(1e-3, 2e-4)),
+    Stage("large", 380, clips=2, frames=8, objects=2, side=256, rate=(3e-4, 1e-5)),
 )
 
 
 def train(
     folder: Path, clips: int, stages: tuple[Stage, ...] = STAGES, seed: int = 0, device: str = "auto", workers: int = 1,
-    every: int = 50,
+    every: int = 100,
 ) -> Path:  # fmt: skip
     """Trains, or goes on; the checkpoint's path. `every` is how many steps pass between points of the curve and saved states."""
     if clips <= VALIDATION:
@@ -72,11 +71,11 @@ def train(
     make_clips(folder / "clips", clips, max(workers, 1))
     torch.manual_seed(seed)
     state = _State.load(folder / "state.pt") or _State.new(stages[0].side)
-    check = _validation(folder / "clips")
+    check = {side: _held_out(folder / "clips", side) for side in {stage.side for stage in stages}}
     for number, stage in enumerate(stages):
         if state.stage > number:
             continue
-        learner = Learner(_network(stage.side)).to(where)
+        learner = Learner(network(stage.side)).to(where)
         learner.load_state_dict(state.weights)
         optimizers = _optimizers(learner)
         for optimizer, kept in zip(optimizers, state.optimizers, strict=False):
@@ -90,7 +89,8 @@ def train(
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-            scores.append(_learn(learner, optimizers, batch, where, correct=state.step % 2 == 1))
+            torch.manual_seed(hash((seed, number, state.step)))  # of the clicks: after an interruption, the same ones
+            scores.append(learn(learner, optimizers, batch, where, correct=state.step % 2 == 1))
             state.step += 1
             if state.step % every == 0 or state.step == stage.steps:
                 state.seconds += time.monotonic() - started
@@ -106,6 +106,7 @@ def train(
                 state.save(folder)
         state.stage, state.step = number + 1, 0
         state.save(folder)
+        plot(state.rows, folder / "curve.png")
     return export(state.weights, folder / CHECKPOINT)
 
 
@@ -119,18 +120,40 @@ def export(weights: dict[str, torch.Tensor], file: Path) -> Path:
     return file
 
 
-def _network(side: int) -> nn.Module:
+def network(side: int) -> nn.Module:
     """The small network for pictures of this side; its last block looks at all of them, without padding to the full size."""
-    network = sam2_network(CONFIG, side, postprocess=False)
-    last = network.image_encoder.trunk.blocks[-1]
+    made = sam2_network(CONFIG, side, postprocess=False)
+    last = made.image_encoder.trunk.blocks[-1]
     last.window_size = min(last.window_size, side // 16)
-    return network
+    return made
+
+
+def plot(rows: list[dict], file: Path) -> None:
+    """IoU as learned, on clips for learning and on others, over the hours of training."""
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(8, 4), layout="constrained")).subplots()
+    for key, label in {
+        "single": "learned: one mask", "chosen": "learned: chosen of three", "held_single": "held out: first frame",
+        "held_clip_chosen": "held out: four frames, chosen of three",
+    }.items():  # fmt: skip
+        shown = [row for row in rows if key in row]
+        axes.plot([row["seconds"] / 3600 for row in shown], [row[key] for row in shown], label=label, lw=1)
+    for before, row in pairwise(rows):
+        if before["stage"] != row["stage"]:
+            axes.axvline(before["seconds"] / 3600, color="0.8", zorder=0)
+    axes.set(xlabel="hours", ylabel="IoU", ylim=(0, 1))
+    axes.legend()
+    with replacing(file) as part:
+        figure.savefig(part)
 
 
 def _optimizers(learner: Learner) -> list[torch.optim.Optimizer]:
     """Muon for the matrices within (Jordan 2024), AdamW for all else: embeddings, convolutions, norms, biases."""
     outer = ("embed", "token", "no_mem", "no_obj", "tpos")
-    inner = [p for name, p in learner.named_parameters() if p.ndim == 2 and min(p.shape) > 1 and not any(o in name for o in outer)]
+    inner = [
+        p for name, p in learner.named_parameters() if p.ndim == 2 and min(p.shape) > 1 and not any(o in name for o in outer)
+    ]
     others = [p for p in learner.parameters() if not any(p is q for q in inner)]
     return [
         Muon(inner),
@@ -140,10 +163,12 @@ def _optimizers(learner: Learner) -> list[torch.optim.Optimizer]:
 
 def _rate(stage: Stage, step: int) -> float:
     first, last = stage.rate
-    return min(1.0, (step + 1) / WARM_UP) * (first + (last - first) * step / stage.steps)
+    return min(1.0, (step + 1) / (WARM_UP * stage.steps)) * (first + (last - first) * step / stage.steps)
 
 
-def _learn(learner: Learner, optimizers: list[torch.optim.Optimizer], batch: dict, where: torch.device, correct: bool) -> dict[str, float]:
+def learn(
+    learner: Learner, optimizers: list[torch.optim.Optimizer], batch: dict, where: torch.device, correct: bool
+) -> dict[str, float]:
     with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
         found = learner({key: value.to(where, non_blocking=True) for key, value in batch.items()}, correct)
         loss = sum(weight * found[key] for key, weight in WEIGHTS.items())
@@ -154,14 +179,11 @@ def _learn(learner: Learner, optimizers: list[torch.optim.Optimizer], batch: dic
     if torch.isfinite(norm):
         for optimizer in optimizers:
             optimizer.step()
-    return {key: float(value) for key, value in found.items()} | {"norm": float(norm)}
-
-
-def _validation(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
-    return {side: _held_out(folder, side) for side in (128, 256)}
+    return {key: float(value.detach()) for key, value in found.items()} | {"norm": float(norm)}
 
 
 def _held_out(folder: Path, side: int) -> dict[str, torch.Tensor]:
+    """Four frames each of clips that are not learned from."""
     rng = np.random.default_rng(0)
     return stacked([sample(folder, clip, rng, 4, 2, side, vary=False) for clip in range(VALIDATION // 2)])
 
@@ -188,7 +210,7 @@ class _State:
 
     @classmethod
     def new(cls, side: int) -> _State:
-        learner = Learner(_network(side))
+        learner = Learner(network(side))
         prepare(learner.network)
         return cls(learner.state_dict(), [], 0, 0, 0.0, [])
 

@@ -1,7 +1,7 @@
 """Image models: weights and pure functions, no per-video state. The rest of the package reaches torch only through here.
 
 An image model is anything with `encode` and `decode` (see `ImageModel`). `load` knows the classical `grabcut`, the
-checkpoints in cards.toml, and files of the same architectures. This module itself imports no torch.
+checkpoints in cards.toml (our own small one is among them), and files of the same architectures. This module itself imports no torch.
 """
 
 from __future__ import annotations
@@ -69,8 +69,10 @@ def names() -> list[str]:
     return ["grabcut", *weights.cards()]
 
 
-def check(model: str | Path | ImageModel) -> None:
+def check(model: str | Path | ImageModel | None) -> None:
     """`InputError` where `load` would not know the name, or there is no such checkpoint; loads nothing."""
+    if model is None:
+        return
     if not isinstance(model, (str, Path)):
         if not (hasattr(model, "encode") and hasattr(model, "decode")):
             raise InputError("a model's name or an ImageModel", repr(model), "name one of " + ", ".join(names()))
@@ -87,13 +89,18 @@ def check(model: str | Path | ImageModel) -> None:
         )
 
 
-def load(model: str | Path | ImageModel, device: str = "auto", architecture: str | None = None) -> ImageModel:
+def load(model: str | Path | ImageModel | None = None, device: str = "auto", architecture: str | None = None) -> ImageModel:
     """The image model called `model`, or in the checkpoint file `model`; a model itself passes through.
 
+    None is the largest SAM 2.1 that was fetched, or else `vosnb-mini-sam2`, which is for vosnb's own scenes, not for real footage.
     `architecture` says what a file of an unknown name holds: a card's name (`sam_vit_b`, `sam2.1_hiera_tiny`) or a SAM 2 .yaml.
     `InputError` for an unknown name, a checkpoint that is not there (with the command that fetches it) or does not fit.
     """
     check(model)
+    if model is None:
+        from . import weights
+
+        model = weights.default()
     if not isinstance(model, (str, Path)):
         return model
     if model == "grabcut":

@@ -231,6 +231,7 @@ def sam2_config(name: str | Path) -> Path:
     known = {file.stem: file for folder in ("sam2", "sam2.1") for file in sorted((package / "configs" / folder).glob("*.yaml"))}
     tries = (
         Path(name),
+        Path(__file__).with_name(Path(name).name),  # our own
         package / name,
         package / "configs" / name,
         known.get(Path(name).name.removesuffix(".yaml"), Path(name)),

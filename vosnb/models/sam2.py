@@ -30,7 +30,6 @@ from . import weights
 from .device import pick
 from .sam import sam2_config, sam2_network
 
-DRY_RUN = "mini-random"
 ABSENT = -1024.0  # logits of an object that is not there
 MASK_LOGIT = 10.0  # a given mask becomes logits of ± this much
 HOLE = 8  # low-resolution pixels: the largest hole that post-processing fills
@@ -352,7 +351,7 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tenso
 
 
 def load(
-    model: str | Path | Sam2,
+    model: str | Path | Sam2 | None = None,
     config: str | Path | None = None,
     *,
     image_size: int | None = None,
@@ -362,7 +361,7 @@ def load(
 ) -> Sam2:
     """The tracking model of a card's name, or of a checkpoint file with its `config`; the last two are kept.
 
-    "mini-random" is the small architecture of mini.yaml with seeded random weights: its masks mean nothing, everything else runs.
+    None is the largest SAM 2.1 that was fetched, or else `vosnb-mini-sam2`, which is for vosnb's own scenes, not for real footage.
     `InputError` where the checkpoint is not there (with the command that fetches it), or holds the weights of another network.
     """  # fmt: skip
     if isinstance(model, Sam2):
@@ -370,11 +369,7 @@ def load(
             given = "config, image_size, postprocess or compile beside it"
             raise InputError("a loaded model as it is", given, "give these to models.sam2.load")
         return model
-    name, wanted = str(model), str(pick(device))
-    if name == DRY_RUN and config is not None:
-        raise InputError("mini-random without a config", repr(str(config)), "leave the config out")
-    if name == DRY_RUN:
-        return _loaded(name, None, str(Path(__file__).with_name("mini.yaml")), image_size, wanted, postprocess, compile)
+    name, wanted = str(model or weights.default()), str(pick(device))
     card = weights.cards().get(name) or next((c for c in weights.cards().values() if c.file == Path(name).name), None)
     if config is None and (card is None or card.family != "sam2"):
         tracked = ", ".join(c.name for c in weights.cards().values() if c.family == "sam2")
@@ -388,12 +383,7 @@ def load(
 
 
 @lru_cache(maxsize=2)
-def _loaded(
-    name: str, file: str | None, config: str, image_size: int | None, device: str, postprocess: bool, compiled: bool
-) -> Sam2:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)  # one that does not take everything for absent
-        network = sam2_network(config, image_size, postprocess)
-    if file is not None:
-        weights.fit(network, weights.load_state(file), Path(config).stem)
+def _loaded(name: str, file: str, config: str, image_size: int | None, device: str, postprocess: bool, compiled: bool) -> Sam2:
+    network = sam2_network(config, image_size, postprocess)
+    weights.fit(network, weights.load_state(file), Path(config).stem)
     return Sam2(network.to(device), name, postprocess, compiled)

@@ -1,6 +1,7 @@
 """Checkpoints by name: fetched once, verified before use, read without running code.
 
-Looked for in $VOSNB_CHECKPOINTS, or else in ./checkpoints and the user's data folder; downloads go to the first of these.
+Looked for in $VOSNB_CHECKPOINTS, or else in ./checkpoints and the user's data folder; downloads go to the first of these. Our own small
+ones lie in the repository's checkpoints/ and are found wherever one works.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..progress import progress
+from ..progress import progress, say
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Card", "card", "cards", "fetch", "fit", "folders", "load_state", "path"]
+__all__ = ["SMALL", "Card", "card", "cards", "default", "fetch", "fit", "folders", "load_state", "path"]
+
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"
+SMALL = "vosnb-mini-sam2"
 
 CHUNK = 1 << 20
 ATTEMPTS = 20
@@ -35,7 +39,7 @@ ATTEMPTS = 20
 @dataclass(frozen=True)
 class Card:
     """What is known of a checkpoint. `bytes` and `sha256` are None where nobody states them; `config` is its family's name for the
-    network."""
+    network; one without a `url` comes with the repository."""
 
     name: str
     url: str
@@ -51,7 +55,13 @@ class Card:
 
     @property
     def file(self) -> str:
-        return self.url.rpartition("/")[2]
+        return self.url.rpartition("/")[2] or f"{self.name}.safetensors"
+
+    @property
+    def advice(self) -> str:
+        """What to do to have it."""
+        how = f"run `vosnb fetch {self.name}`" if self.url else "work in a clone of vosnb's repository, which holds it"
+        return f"{how} ({self.size}, {self.licence})"
 
 
 @cache
@@ -81,14 +91,27 @@ def folders() -> list[Path]:
 def path(name: str) -> Path:
     """The verified local file; `InputError` with the command that fetches it, or where the file is not what it was."""
     wanted = card(name)
-    for folder in folders():
+    places = folders() if wanted.url else [SHIPPED]
+    for folder in places:
         if (file := folder / wanted.file).is_file():
             _verify(file, file, wanted)
             return file
-    raise InputError(
-        f"the checkpoint {wanted.file}", f"no such file in {' or '.join(map(str, folders()))}",
-        f"run `vosnb fetch {name}` ({wanted.size}, {wanted.licence})",
-    )  # fmt: skip
+    raise InputError(f"the checkpoint {wanted.file}", f"no such file in {' or '.join(map(str, places))}", wanted.advice)
+
+
+def default() -> str:
+    """The model where none is named: the largest SAM 2.1 that was fetched, or else our own small SAM 2, which says what it is for."""
+    fetched = [c for c in cards().values() if c.name.startswith("sam2.1") and any((f / c.file).is_file() for f in folders())]
+    if fetched:
+        return max(fetched, key=lambda c: c.bytes).name
+    _tell()
+    return SMALL
+
+
+@cache
+def _tell() -> None:
+    """Once is enough."""
+    say(f"{SMALL} is a small model for vosnb's own scenes; for real footage run `vosnb fetch sam2.1_hiera_tiny` and name it")
 
 
 def fetch(name: str, folder: str | Path | None = None) -> Path:
@@ -99,6 +122,8 @@ def fetch(name: str, folder: str | Path | None = None) -> Path:
     room on the disk or permission, or where what came is not what was expected.
     """
     wanted = card(name)
+    if not wanted.url:
+        return path(name)
     if folder is None:
         for known in folders():
             if (known / wanted.file).is_file():
@@ -245,7 +270,7 @@ def _verify(file: Path, final: Path, wanted: Card) -> None:
     """`InputError` unless `file` has the size and sha256 of the card, or of the record beside `final`, made the first time."""
     size = file.stat().st_size
     advice = (
-        f"delete it and run `vosnb fetch {wanted.name}`"
+        ("delete it and " + wanted.advice if wanted.url else "check it out again")
         if file == final
         else "nothing was kept: try again, or from another network"
     )

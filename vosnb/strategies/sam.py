@@ -24,9 +24,10 @@ from . import Result, Score, register
 @register("sam")
 @dataclass(frozen=True)
 class SamFrameToFrame:
-    """`model`: any image model of `segment`; `strength`: the ± of the mask prompt's logits; `box`: whether it is given too."""
+    """`model`: any image model of `segment`, with its default; `strength`: the ± of the mask prompt's logits; `box`: whether the box
+    is given too."""
 
-    model: Any = "grabcut"
+    model: Any = None
     strength: float = 18.0
     box: bool = True
 

@@ -32,11 +32,12 @@ class Recall:
 @register("sam2")
 @dataclass(frozen=True)
 class SAM2:
-    """`model`: a checkpoint's name, a file (then `config` names its .yaml) or a loaded `models.sam2.Sam2`; `image_size`: side of the
-    model's input (None: as trained); `score_thresh`: mask logits above it are the object; `postprocess`, `compile`: see `Sam2`;
-    `lag`: frames after which open hypotheses are decided for the best one (None: wait until they agree, which is exact)."""
+    """`model`: a checkpoint's name, a file (then `config` names its .yaml) or a loaded `models.sam2.Sam2`; None is the largest SAM 2.1
+    that was fetched, or else `vosnb-mini-sam2`, for vosnb's own scenes only. `image_size`: side of the model's input (None: as
+    trained); `score_thresh`: mask logits above it are the object; `postprocess`, `compile`: see `Sam2`; `lag`: frames after which
+    open hypotheses are decided for the best one (None: wait until they agree, which is exact)."""
 
-    model: Any = "sam2.1_hiera_tiny"
+    model: Any = None
     config: str | None = None
     image_size: int | None = None
     device: str = "auto"

@@ -16,10 +16,12 @@ import numpy as np
 from ..errors import InputError
 from ..files import replacing_folder
 from ..masks import write_labels
+from ..progress import progress
 from ..prompts import Box, Prompts, by_label
 
 __all__ = ["KINDS", "Scene", "scene", "write_scenes"]
 
+SEEN = 64  # pixels of an object that make a prompt
 REACH = 0.62  # an object's radius, of half the size of its patch: room to wobble
 KINDS = ("occluder", "lookalike", "late", "deform", "camera", "mixed")
 
@@ -57,12 +59,12 @@ class Scene:
         return (labels for _, labels in self)
 
     def prompts(self) -> Prompts:
-        """A tight box per object, from the truth, on the frame where it first appears; auxiliary objects too."""
+        """A tight box per object, from the truth, on the first frame that shows enough of it to be seen; auxiliary objects too."""
         found: dict[int, dict[int, Box]] = {}
         missing = set(self.objects)
         for t, labels in enumerate(self.truth):
             for obj, mask in by_label(labels).items():
-                if obj in missing:
+                if obj in missing and mask.sum() >= SEEN:
                     (rows,), (columns,) = (np.nonzero(mask.any(axis)) for axis in (1, 0))
                     found.setdefault(t, {})[obj] = Box(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
                     missing.remove(obj)
@@ -86,7 +88,7 @@ def write_scenes(folder: str | Path, scenes: Sequence[Scene], overwrite: bool = 
     if len(set(names)) < len(names):
         raise InputError("scenes with different names", ", ".join(names), "give each its own seed or kind")
     with replacing_folder(folder, overwrite) as root:
-        for scene in scenes:
+        for scene in progress(scenes, len(scenes), "clips", "clip"):
             images, annotations = root / "JPEGImages" / scene.name, root / "Annotations" / scene.name
             images.mkdir(parents=True)
             annotations.mkdir(parents=True)

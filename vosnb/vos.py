@@ -1,0 +1,96 @@
+"""A data set through a strategy: a folder of masks per video, by the batch engine. `vosnb vos` is its command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .datasets import Dataset
+from .errors import InputError
+from .masks import MaskWriter
+from .propagate import stream
+from .strategies import Strategy
+
+__all__ = ["Vos"]
+
+LATE_FLAG = "--track_object_appearing_later_in_video"
+
+
+@dataclass(frozen=True)
+class Vos:
+    """A `batch.Job`: every video of `data` from its annotations, forward.
+
+    `every`: prompts from all annotations, not only each object's first.  `late`: that objects appear later is expected; else it is told
+    of (they are tracked in any case).
+    """
+
+    data: Dataset
+    strategy: Strategy
+    every: bool = False
+    late: bool = False
+
+    def __post_init__(self) -> None:
+        if getattr(self.strategy, "model", "none") is None:  # decided once: every process and every repeat is to take the same
+            from .models import weights
+
+            object.__setattr__(self, "strategy", dataclasses.replace(self.strategy, model=weights.default()))
+
+    def plan(self) -> dict[str, Any]:
+        video = self.data[0]
+        return {
+            "job": "vos",
+            "strategy": {"name": type(self.strategy).__name__, **dataclasses.asdict(self.strategy)},
+            "checkpoint": _checkpoint(getattr(self.strategy, "model", None)),
+            "images": str(video.images.parent.resolve()),
+            "annotations": str(video.annotations.parent.resolve()),
+            "per_object": video.per_object,
+            "prompts": "every annotation" if self.every else "first annotations",
+        }
+
+    def items(self) -> Mapping[str, float]:
+        return {video.name: video.cost() for video in self.data}
+
+    def make(self, name: str, folder: Path) -> dict[str, Any]:
+        video = self.data[name]
+        clip, prompts = video.clip, video.prompts(self.every)
+        names, first = clip.names, min(prompts)
+        notes = []
+        if not self.late and (late := sorted({*prompts.ids} - {*prompts[first]})):
+            notes.append(
+                f"object {', '.join(map(str, late))} appears after frame {names[first]} and is tracked from there; "
+                f"say {LATE_FLAG} where that is expected, as for LVOS and YouTube-VOS"
+            )
+        nothing = np.zeros((clip.height, clip.width), bool)
+        with MaskWriter(folder, per_object=video.per_object, objects=prompts.objects) as writer:
+            for t, result in stream(clip, prompts, self.strategy):
+                if video.saved is not None and names[t] not in video.saved:
+                    continue
+                masks = {**dict.fromkeys(prompts.ids, nothing), **result.masks()} if video.per_object else result.labels
+                writer.write(names[t], masks)
+        return {"frames": len(clip), "objects": len(prompts.ids), "notes": notes}
+
+
+def _checkpoint(model: Any) -> dict[str, str] | None:
+    """Which file a model's name stands for, and its hash; None where there is none."""
+    from .models import weights
+
+    if not isinstance(model, (str, Path)):
+        return None
+    if str(model) in weights.cards():
+        file = weights.path(str(model))
+    elif Path(model).suffix in (".pt", ".pth", ".safetensors"):
+        file = Path(model)
+    else:
+        return None
+    if not file.is_file():
+        raise InputError(
+            "a checkpoint file", f"{file}, which does not exist", "check the path, or name one that `vosnb fetch` lists"
+        )
+    with file.open("rb") as data:
+        return {"file": file.name, "sha256": hashlib.file_digest(data, "sha256").hexdigest()}
