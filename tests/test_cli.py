@@ -245,8 +245,8 @@ def test_results_are_replaced_only_when_asked(film, vosnb, refuses):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["segment", "{film}", *BOXES, "-o", "mine.png"],
-        ["segment", "{film}", *BOXES, "-o", "first.png", "--overlay", "mine.png"],
+        ["segment", "{film}", *BOXES, "--model", "grabcut", "-o", "mine.png"],
+        ["segment", "{film}", *BOXES, "--model", "grabcut", "-o", "first.png", "--overlay", "mine.png"],
         ["propagate", "{film}", "{first}", "-o", "masks", "--video", "mine.mp4"],
         ["video", "--video_path", "{film}", "--points", "36", "26", "--output_video", "mine.mp4"],
         ["clip", "{film}", "-o", ".", "--name", "mine"],

@@ -4,6 +4,8 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from conftest import disc
+from scipy.ndimage import gaussian_filter
 
 from vosnb import models
 from vosnb.errors import InputError
@@ -53,6 +55,23 @@ def test_grabcut_finds_two_dyes_from_boxes_and_from_points(seed):
         found = segment(image, prompts, "grabcut")
         for obj in (1, 2):
             assert iou(found.labels == obj, truth == obj) > 0.9
+
+
+@pytest.mark.parametrize("colour, x, y", [((95, 95, 95), 80, 60), ((190, 70, 70), 110, 30), ((60, 80, 220), 80, 60)])
+def test_grabcut_finds_what_lies_within_another_object(colour, x, y):
+    """Of the ground's colour, much like the larger object, and unlike both."""
+    rng = np.random.default_rng(0)
+
+    def texture(colour):
+        coarse = gaussian_filter(rng.standard_normal((120, 160)), 2)
+        return np.clip(np.array(colour) + 20 * (coarse / coarse.std())[..., None], 0, 255)
+
+    inner = disc(120, 160, x, y, 12)
+    outer = disc(120, 160, 80, 60, 45) & ~inner
+    image = np.where(inner[..., None], texture(colour), texture((90, 90, 90)))
+    image = np.where(outer[..., None], texture((200, 60, 60)), image).astype(np.uint8)
+    found = segment(image, {1: Box(33, 13, 128, 108), 2: Box(x - 14, y - 14, x + 15, y + 15)}, "grabcut").labels
+    assert iou(found == 1, outer) > 0.9 and iou(found == 2, inner) > 0.7
 
 
 def test_grabcut_follows_a_mask_that_is_slightly_off():

@@ -15,7 +15,8 @@ from vos_fakes import Shift
 
 from vosnb import cli
 from vosnb.datasets import folders
-from vosnb.masks import Masks, davis_palette, write_labels
+from vosnb.masks import Masks, write_labels
+from vosnb.paint import davis_palette
 from vosnb.vos import Vos
 
 FRAMES = 5

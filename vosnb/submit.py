@@ -17,8 +17,9 @@ from PIL import Image
 from .datasets import Dataset, Video
 from .errors import InputError
 from .files import check_result, natural, replacing
-from .masks import davis_palette, read_labels
+from .masks import read_labels
 from .metrics import ids_in
+from .paint import davis_palette
 
 __all__ = ["TOPS", "check", "submit"]
 

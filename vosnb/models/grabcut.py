@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import permutations
 
 import cv2
 import numpy as np
@@ -60,6 +61,9 @@ class GrabCut:
         pixel = encoded.shape[1] / image.shape[1]  # of the reduced image, in pixels of the image
         with ThreadPoolExecutor(max_workers=4) as pool:  # OpenCV's random numbers are each thread's own
             found = list(pool.map(lambda i: self._cut(image, seen, i), range(len(seen))))
+        for i, j in permutations(range(len(seen)), 2):
+            if seen[j].within(seen[i]):  # colours alike would give all to the larger one, which is deeper
+                found[i] = found[i] & ~found[j]
         low = np.clip([_signed_distance(mask) * pixel for mask in found], -strength, strength).astype(np.float32)
         low = low.reshape(len(seen), 1, *image.shape[:2])
         return Decoded(lowres_to_image(low, encoded.shape, pad=False), np.full((len(seen), 1), np.nan, np.float32), low)
@@ -87,13 +91,16 @@ class GrabCut:
         trimap = self._trimap(image, own, others)
         if not own.empty:
             trimap = _with_background(trimap)
-            likely = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
+            inner = any(own.within(other) for other in others)
+            part = _around(own.box) if inner else np.s_[:, :]  # its background is what surrounds it, not what surrounds that
+            cut = np.ascontiguousarray(trimap[part])
+            likely = (cut == cv2.GC_FGD) | (cut == cv2.GC_PR_FGD)
             if min(likely.sum(), (~likely).sum()) >= MIXTURE:
                 cv2.setRNGSeed(self.seed)
                 models = np.zeros((1, 13 * MIXTURE)), np.zeros((1, 13 * MIXTURE))
-                cv2.grabCut(
-                    image, trimap, None, *models, self.rounds if own.mask is None else self.again, cv2.GC_INIT_WITH_MASK
-                )
+                rounds = self.rounds if own.mask is None else self.again
+                cv2.grabCut(np.ascontiguousarray(image[part]), cut, None, *models, rounds, cv2.GC_INIT_WITH_MASK)
+                trimap[part] = cut
         mask = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
         only_points = own.box is None and own.mask is None
         return _touching(mask, own.inside) if only_points else mask
@@ -137,6 +144,18 @@ class _Seen:
     def empty(self) -> bool:
         """Nothing says where the object is: it is not visible, or only background was clicked."""
         return self.box is None and not self.inside.any() and (self.mask is None or not self.mask.any())
+
+    def within(self, other: _Seen) -> bool:
+        """Whether its box lies in the other's larger one, of which nothing more is known."""
+        if self.box is None or other.box is None or other.mask is not None:
+            return False
+        return self.box.sum() < other.box.sum() and not (self.box & ~other.box).any()
+
+
+def _around(box: np.ndarray) -> tuple[slice, slice]:
+    """The box, and half its size on every side: near enough to be all of what it lies in."""
+    x, y, w, h = cv2.boundingRect(box.astype(np.uint8))
+    return np.s_[max(0, y - h // 2) : y + h + h // 2, max(0, x - w // 2) : x + w + w // 2]
 
 
 def _discs(points: Sequence[Point], scale: tuple[float, float], shape: tuple[int, int]) -> np.ndarray:
