@@ -178,9 +178,12 @@ class Comparison:
         return figure
 
     def _shown(self) -> dict[str, Masks]:
+        shown = {name: run.masks for name, run in self.runs.items()}
+        if self.truth is None:
+            return shown
         return {
-            **({} if self.truth is None else {"ground truth": self.truth}),
-            **{n: run.masks for n, run in self.runs.items()},
+            "ground truth": Masks(np.where(np.isin(of_frame, self.ids), of_frame, np.uint8(0)) for of_frame in self.truth),
+            **shown,
         }
 
     # -- to keep -----------------------------------------------------------------------------------------------------------
@@ -372,7 +375,7 @@ def _resident() -> float:
 
 
 class _Peak:
-    """The most memory that is held inside the `with`: `resident` MB of the process, looked at every 20 ms, and `gpu` MB that torch
+    """The most memory that is held inside the `with`: `resident` MB of the process, looked at every 10 ms, and `gpu` MB that torch
     holds on CUDA."""
 
     resident, gpu = 0.0, float("nan")
@@ -394,5 +397,5 @@ class _Peak:
             self.gpu = self._cuda.max_memory_allocated() / 2**20
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.02):
+        while not self._stop.wait(0.01):
             self.resident = max(self.resident, _resident())
