@@ -97,7 +97,8 @@ def test_one_strategy_agrees_with_nobody(moving):
 
 
 def test_auxiliary_objects_are_not_compared(moving):
-    assert three(moving, truth=moving[1], aux=(2,)).ids == (1,)
+    found = three(moving, truth=moving[1], aux=(2,))
+    assert found.ids == (1,) and found._shown()["ground truth"].ids == (1,)
 
 
 def test_pictures_have_a_cell_per_strategy(moving, tmp_path):

@@ -179,9 +179,12 @@ class Comparison:
         return figure
 
     def _shown(self) -> dict[str, Masks]:
+        shown = {name: run.masks for name, run in self.runs.items()}
+        if self.truth is None:
+            return shown
         return {
-            **({} if self.truth is None else {"ground truth": self.truth}),
-            **{n: run.masks for n, run in self.runs.items()},
+            "ground truth": Masks(np.where(np.isin(of_frame, self.ids), of_frame, np.uint8(0)) for of_frame in self.truth),
+            **shown,
         }
 
     # -- to keep -----------------------------------------------------------------------------------------------------------
