@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+# Jupyter refuses the administrator, who is the only user in many containers, unless told.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 demo: $(READY)
 	$(BIN)/vosnb demo
@@ -11,7 +13,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 lab: $(READY)
-	$(BIN)/jupyter lab --notebook-dir=notebooks --MappingKernelManager.root_dir="$(CURDIR)"
+	$(BIN)/jupyter lab --notebook-dir=notebooks --MappingKernelManager.root_dir="$(CURDIR)" $(AS_ROOT)
 
 # torch first: sam2 is an sdist that looks at the installed torch while it builds.
 $(READY): pyproject.toml

@@ -1,6 +1,6 @@
-"""Does memory grow with the clip? The same pass, `Clip → propagate(flow) → PNGs`, over a short and a long video file.
+"""Does memory grow with the clip? The same pass, `Clip → propagate → PNGs`, over a short and a long video file.
 
-    .venv/bin/python benchmarks/memory.py [--frames 5000]
+    .venv/bin/python benchmarks/memory.py [--frames 5000] [--by xmem]      # xmem: its small architecture, random weights
 
 Each runs in a process of its own; the peak of its resident memory is what is compared. Exits with 1 if they differ by more
 than 50 MB.
@@ -40,11 +40,12 @@ def write(video: str, frames: str) -> None:
     write_video(video, images(int(frames)), fps=25)
 
 
-def measure(video: str, out: str) -> None:
+def measure(video: str, out: str, by: str) -> None:
     """One pass; prints the number of masks and the peak of this process's resident memory in MB."""
     from vosnb import Box, Clip, propagate
 
-    propagate(Clip(video), {0: {1: Box(104, 32, 136, 64)}}, "flow", out=out, show_progress=False)
+    settings = {} if by == "flow" else {"model": "mini-random", "size": None}
+    propagate(Clip(video), {0: {1: Box(104, 32, 136, 64)}}, by, out=out, show_progress=False, **settings)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
     print(len(list(Path(out).glob("*.png"))), peak)
 
@@ -54,11 +55,11 @@ def alone(task: str, *arguments: str) -> str:
     return subprocess.run([sys.executable, __file__, task, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def peak(folder: Path, frames: int) -> float:
+def peak(folder: Path, frames: int, by: str) -> float:
     """MB that a pass over so many frames needs at most."""
     video = str(folder / f"{frames}.mp4")
     alone("write", video, str(frames))
-    written, mb = alone("measure", video, str(folder / f"masks_{frames}")).split()
+    written, mb = alone("measure", video, str(folder / f"masks_{frames}"), by).split()
     if int(written) != frames:
         sys.exit(f"{written} of {frames} frames came out")
     print(f"{frames:6} frames of {WIDTH}×{HEIGHT}: {float(mb):6.1f} MB at most", flush=True)
@@ -68,9 +69,10 @@ def peak(folder: Path, frames: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=5000, help="length of the long clip (5000)")
-    frames = parser.parse_args().frames
+    parser.add_argument("--by", default="flow", choices=("flow", "xmem"))
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        short, long = (peak(Path(folder), n) for n in (SHORT, frames))
+        short, long = (peak(Path(folder), n, args.by) for n in (SHORT, args.frames))
     print(f"difference: {long - short:+.1f} MB (allowed: {LIMIT})")
     sys.exit(long - short > LIMIT)
 

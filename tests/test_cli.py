@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -24,6 +25,7 @@ from vosnb.evaluate import jaccard
 from vosnb.masks import Masks, write_labels
 from vosnb.paint import davis_palette
 from vosnb.prompts import Box, Prompts
+from vosnb.strategies import get
 from vosnb.video import write_video
 
 # what an object of the `moving` clip gets on frame 0: {1: disc around (36, 26), 2: disc around (96, 71)}, radius 15
@@ -125,7 +127,7 @@ def test_segment_leaves_out_auxiliary_objects_and_says_what_came_out_empty(film,
     assert np.unique(indexed(Path("first.png"))).tolist() == [0, 1]
     write_labels("none.png", np.zeros((96, 128), np.uint8))
     empty = Prompts({0: {1: Box(20, 10, 53, 43), 2: np.zeros((96, 128), bool)}}).save("empty.json")
-    assert "object 2: 0 px, EMPTY" in vosnb("segment", film / "film.mp4", "--prompts", empty, "-o", "first.png").out
+    assert "object 2: 0 px, EMPTY" in vosnb("segment", film / "film.mp4", "--prompts", empty, "-o", "empty.png").out
 
 
 def test_propagate_writes_a_folder_of_masks_and_a_video(film, moving, vosnb):
@@ -157,6 +159,66 @@ def test_propagate_by_sam_uses_the_model_that_is_set(film, moving, vosnb):
     assert masks.ids == (1,) and jaccard(masks[5] == 1, moving[1][5] == 1) > 0.85
 
 
+def test_propagate_by_xmem_takes_a_folder_of_jpegs_and_its_first_annotation(moving, vosnb):
+    """As XMem's own generic folder: the frames' names, their size whatever the network's, the palette, the ids of the annotation."""
+    Path("JPEGImages").mkdir()
+    for t, image in enumerate(moving[0][:3]):
+        Image.fromarray(image[:93, :125]).save(f"JPEGImages/clip_{t + 3:04d}.jpg")
+    write_labels("first.png", np.array([0, 7, 200], np.uint8)[moving[1][0][:93, :125]])
+    settings = ["--set", "model=mini-random", "--set", "device=cpu", "--set", "size=64"]
+    assert vosnb("propagate", "JPEGImages", "first.png", "--by", "xmem", *settings, "-o", "masks").code == 0
+    assert sorted(p.name for p in Path("masks").glob("*.png")) == [f"clip_{t:04d}.png" for t in (3, 4, 5)]
+    labels = [indexed(path) for path in sorted(Path("masks").glob("*.png"))]
+    assert {a.shape for a in labels} == {(93, 125)} and set(np.unique(labels)) <= {0, 7, 200}
+    first = indexed(Path("first.png"))
+    assert all(jaccard(labels[0] == obj, first == obj) > 0.9 for obj in (7, 200))  # through the network's size and back
+
+
+def test_refine_says_how_much_it_changed(film, moving, vosnb, refuses):
+    done = vosnb("refine", film / "frames", film / "truth", "-o", "refined", "--prompt", "box")
+    assert done.code == 0 and done.out.splitlines()[-1] == "refined"
+    assert re.fullmatch(r"object 1: IoU with what it was 0\.\d{3}, at least 0\.\d{3} \(frame img\d\)", done.out.splitlines()[0])
+    assert sorted(p.name for p in Path("refined").glob("*.png")) == [f"img{t}.png" for t in range(6)]
+    refuses("refine", film / "frames", film / "truth", "-o", film / "truth", says="a place of its own")
+    refuses("refine", film / "frames", film / "truth", "-o", "new", "--prompt", "clicks", says="a prompt among mask+box")
+
+
+def test_compare_prints_a_table_and_writes_a_page(film, vosnb, refuses):
+    settings = [
+        "--by",
+        "flow,flow+refine",
+        "--set",
+        "flow.quality=fast",
+        "--set",
+        "flow+refine.refine_prompt=box",
+        "--frames",
+        3,
+    ]
+    done = vosnb("compare", film / "frames", film / "first.png", *settings, "-o", "out", "--truth", film / "truth")
+    assert done.code == 0 and done.out.splitlines()[-1] == "out/index.html"
+    assert re.search(r"J 1 +J 2 +J +.*agreement +s/frame +MB", done.out) and re.search(r"^flow\+refine +0\.\d", done.out, re.M)
+    assert sorted(p.name for p in Path("out/masks/flow").glob("*.png")) == [f"img{t}.png" for t in range(3)]
+    Path("notes").mkdir()
+    Path("notes/mine.txt").write_text("mine")
+    for arguments, says in (
+        (["-o", "notes"], "an earlier comparison"),
+        (["-o", "new", "--set", "quality=fast"], "--set STRATEGY.name=value"),
+        (["-o", "new", "--set", "sam.model=grabcut"], "a strategy that is compared"),
+        (["-o", "new", "--by", "flow,flaw"], "a strategy among"),
+    ):
+        refuses("compare", film / "frames", film / "first.png", "--by", "flow", *arguments, says=says)
+
+
+def test_measure_prints_the_last_frame_and_writes_tables(film, vosnb, refuses):
+    done = vosnb("measure", film / "truth", "--pixel", 0.5, "--unit", "mm", "--fps", 25, "-o", "measures")
+    assert done.code == 0 and done.out.splitlines()[-1] == "measures"
+    assert Path("measures/objects.csv").read_text().splitlines()[0] == "# lengths in mm, areas in mm², times in s"
+    area = float(re.search(r"^ *1 +area +(\S+)", done.out, re.M)[1])
+    assert area == pytest.approx(np.pi * 15**2 / 4, rel=0.02)
+    refuses("measure", film / "truth", film / "truth", "-o", "new", says="folders of different names")
+    refuses("measure", film / "truth", "--fps", 0, "-o", "new", says="frames per second above 0")
+
+
 def test_propagate_writes_a_folder_per_object(film, vosnb):
     assert vosnb("propagate", film / "frames", film / "first.png", "--per-object", "-o", "masks").code == 0
     found = sorted(str(path.relative_to("masks")) for path in Path("masks").rglob("*.png"))
@@ -175,9 +237,28 @@ def test_an_anti_aliased_first_mask_is_refused_or_snapped(film, moving, vosnb, r
 def test_results_are_replaced_only_when_asked(film, vosnb, refuses):
     Path("masks").mkdir()
     Path("masks/00099.png").write_text("mine")
-    refuses("propagate", film / "film.mp4", film / "first.png", "-o", "masks", says="masks to be new or empty")
+    refuses("propagate", film / "film.mp4", film / "first.png", "-o", "masks", says="choose another name, or say --overwrite")
     assert vosnb("propagate", film / "film.mp4", film / "first.png", "-o", "masks", "--overwrite").code == 0
     assert not Path("masks/00099.png").exists() and len(Masks("masks")) == 6
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["segment", "{film}", *BOXES, "-o", "mine.png"],
+        ["segment", "{film}", *BOXES, "-o", "first.png", "--overlay", "mine.png"],
+        ["propagate", "{film}", "{first}", "-o", "masks", "--video", "mine.mp4"],
+        ["video", "--video_path", "{film}", "--points", "36", "26", "--output_video", "mine.mp4"],
+        ["clip", "{film}", "-o", ".", "--name", "mine"],
+    ],
+)
+def test_a_file_is_replaced_only_when_asked(arguments, film, vosnb, refuses, monkeypatch):
+    monkeypatch.setattr("vosnb.strategies.sam2long.SAM2Long.tracker", lambda self, *shape: get("flow").tracker(*shape))
+    arguments = [text.format(film=film / "film.mp4", first=film / "first.png") for text in arguments]
+    mine = Path("mine.png" if "segment" in arguments else "mine.mp4")
+    mine.write_text("mine")
+    refuses(*arguments, says=f"{mine} to be new; got an existing file; choose another name, or say --overwrite")
+    assert vosnb(*arguments, "--overwrite").code == 0 and mine.stat().st_size > 100
 
 
 def test_evaluate_prints_and_saves(film, vosnb):
@@ -233,7 +314,7 @@ def test_stopping_it_is_no_error_of_ours(film, vosnb, monkeypatch):
 
     monkeypatch.setattr("vosnb.strategies.flow.FlowTracker.step", interrupted)
     done = vosnb("propagate", film / "film.mp4", film / "first.png", "-o", "masks")
-    assert done.code == 130 and "Traceback" not in done.err and not list(Path().iterdir())
+    assert done.code == 130 and done.err == "\nstopped, nothing half-written is left\n" and not list(Path().iterdir())
 
 
 def test_the_installed_command_says_how_it_is_used_and_loads_nothing_heavy():

@@ -190,7 +190,7 @@ def test_the_cache_is_used_again_and_bounded(videos, cache, monkeypatch):
 def test_a_cache_that_cannot_be_written_says_so(videos, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("VOSNB_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="writable place"):
+    with pytest.raises(InputError, match=r"writable place.*set VOSNB_CACHE"):
         Clip(videos("one_key.mp4"))[-1]
 
 

@@ -35,8 +35,12 @@ def test_a_working_machine_has_all_and_says_so():
     facts = doctor()
     text = report(facts)
     assert json.loads(json.dumps(facts))["packages"].keys() == PACKAGES.keys()
-    assert facts["problems"] == [] and "MISSING" not in text and "All there" in text
+    assert facts["problems"] == [] and "MISSING" not in text
     assert facts["packages"]["numpy"] == metadata.version("numpy") and facts["python"]["executable"] == sys.executable
+    assert "All there" not in text and text.splitlines()[-1].startswith("Ready. A checkpoint that is not there (-)")
+    for checkpoint in facts["checkpoints"].values():
+        checkpoint["file"] = "somewhere.pt"
+    assert report(facts).splitlines()[-1] == "All there."
     assert facts["device"]["kind"] in ("cpu", "cuda", "mps") and facts["device"]["threads"] >= 1
     version = subprocess.run([facts["ffmpeg"]["path"], "-version"], capture_output=True, text=True, check=True).stdout
     assert facts["ffmpeg"]["version"] in version

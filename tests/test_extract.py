@@ -245,7 +245,7 @@ def test_an_existing_file_is_kept_unless_told(plain, tmp_path):
 def test_a_film_is_never_written_over_itself(tmp_path):
     source = film(tmp_path / "film.mp4", [0, 0.04])
     before = source.read_bytes()
-    with pytest.raises(InputError, match="never the source"):
+    with pytest.raises(InputError, match="place of its own"):
         extract(source, out=tmp_path, overwrite=True)
     assert source.read_bytes() == before
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from vosnb import InputError
-from vosnb.files import HOST, replacing, replacing_folder
+from vosnb.files import HOST, replacing, replacing_folder, scratch
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path):
@@ -66,6 +66,19 @@ def test_what_a_killed_process_left_is_swept_and_what_others_write_is_not(tmp_pa
     with replacing_folder(tmp_path / "f"), replacing_folder(tmp_path / "g"):
         pass
     assert {p.name for p in tmp_path.iterdir()} == {f".f.{HOST}-{os.getppid()}-0.part", other_machine, "f", "g"}
+
+
+def test_what_a_killed_making_of_a_film_left_is_swept(tmp_path):
+    """The half film, and the folder with what was downloaded for it."""
+    code = """import os, sys; from vosnb.files import replacing, scratch
+with replacing(sys.argv[1]) as temporary, scratch(sys.argv[1]) as folder:
+    temporary.touch(); (folder / "film.webm").touch(); os._exit(9)"""
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a.b.mp4"])
+    assert len(list(tmp_path.iterdir())) == 2
+    with replacing(tmp_path / "a.b.mp4") as temporary, scratch(tmp_path / "a.b.mp4") as folder:
+        temporary.touch()
+        assert folder.is_dir() and len(list(tmp_path.iterdir())) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["a.b.mp4"]
 
 
 def test_two_writers_of_one_name_in_one_process_do_not_meet(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 from pathlib import Path
 
 import nbformat
@@ -12,11 +14,13 @@ from PIL import Image
 from vosnb.clip import Clip
 from vosnb.errors import InputError
 from vosnb.masks import Masks
+from vosnb.prompts import Prompts
 from vosnb.run import parameters_of, run_notebook
 from vosnb.synth import turbulence
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 FRAMES = 6
+DRY = {"03_xmem": {"model": "mini-random", "size": 96}}  # its small checkpoint is not trained yet: here it only has to run
 SEEN = {"image/png", "image/jpeg", "text/html"}  # pictures and tables
 
 
@@ -47,7 +51,8 @@ def executed(given, tmp_path_factory):
         if notebook not in done:
             declared = parameters_of(notebook)
             done[notebook] = tmp_path_factory.mktemp(notebook.stem)
-            run_notebook(notebook, done[notebook], {name: value for name, value in given.items() if name in declared})
+            values = {name: value for name, value in given.items() if name in declared}
+            run_notebook(notebook, done[notebook], {**values, **DRY.get(notebook.stem, {})})
         return done[notebook]
 
     return run
@@ -85,6 +90,16 @@ def test_an_unknown_parameter_is_refused(notebook, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_before_the_demo_the_default_paths_say_how_they_are_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for notebook in NOTEBOOKS:
+        given = {name: ast.literal_eval(default) for name, (_, default) in parameters_of(notebook).items()}
+        if "runs/demo" in given.get("clip", ""):
+            for read, name in ((Clip, "clip"), (Prompts.load, "prompts")):
+                with pytest.raises(InputError, match="does not exist; run `make demo` first"):
+                    read(given[name])
+
+
 def named(stem: str) -> Path:
     return next(path for path in NOTEBOOKS if path.stem == stem)
 
@@ -101,3 +116,15 @@ def test_frame_to_frame_saves_masks_and_a_report_of_the_frames_asked_for(execute
     assert masks.names == Clip(given["clip"]).names[: given["frames"]] and masks.ids == (1, 2)
     report = (out / "report.json").read_text()
     assert '"mean J"' in report and '"by": "sam"' in report
+
+
+def test_a_comparison_is_kept_as_a_page_with_its_tables(executed):
+    out = executed(named("07_compare"))
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["strategies"]) == ["flow", "sam", "flow+refine"] and report["strategies"]["flow"]["J"] > 0.5
+    assert {"index.html", "comparison.csv", "side_by_side.mp4"} <= {path.name for path in out.iterdir()}
+
+
+def test_measures_are_kept_as_tables(executed):
+    text = (executed(named("09_measure")) / "measures" / "objects.csv").read_text()
+    assert text.startswith("# lengths in mm") and text.count("flow+refine") == 2 * 4

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -84,6 +88,24 @@ def test_a_failing_cell_is_named_and_the_notebook_is_kept(tmp_path):
     assert (raised.value.notebook, raised.value.cell, raised.value.reason) == (Path("runs/bad.ipynb"), 3, "ValueError: no dye")
     assert printed(Path("runs/bad.ipynb")) == "so far\n"
     assert "no dye" in Path("runs/bad.html").read_text(encoding="utf-8")
+    notebook(source, "print('mended')")
+    assert printed(run_notebook(source, "runs")) == "mended\n"  # what failed is replaced unasked
+    with pytest.raises(InputError, match=r"bad\.ipynb to be new.*overwrite=True"):  # what did not is kept
+        run_notebook(source, "runs")
+
+
+def test_stopping_it_keeps_the_notebook_and_shows_no_traceback(tmp_path):
+    """Ctrl-C reaches every process of the terminal."""
+    notebook(tmp_path / "slow.ipynb", "open('begun', 'w').close()", "import time; time.sleep(100)", parameters=None)
+    command = [sys.executable, "-m", "vosnb.cli", "run", "slow.ipynb", "-o", "runs"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        while not Path("begun").exists() and running.poll() is None:
+            time.sleep(0.1)
+        os.killpg(running.pid, signal.SIGINT)
+        told = running.stderr.read()
+    assert running.returncode == 130 and Path("runs/slow.html").exists()
+    assert told.splitlines()[-1] == "stopped, the notebook is kept, as far as it came, at runs/slow.ipynb"
+    assert "Traceback" not in told and "rror" not in told
 
 
 def test_a_dying_kernel_is_reported_and_the_notebook_is_kept(tmp_path, capfd):
@@ -136,7 +158,7 @@ def test_results_are_kept_unless_told(tmp_path):
 
 def test_a_notebook_is_never_run_over_itself(tmp_path):
     source = notebook(tmp_path / "tiny.ipynb", "1")
-    with pytest.raises(InputError, match="not the notebook itself"):
+    with pytest.raises(InputError, match="than the notebook's own"):
         run_notebook(source, tmp_path, overwrite=True)
 
 

@@ -100,6 +100,9 @@ def test_masks_over_a_clip_make_a_film(tmp_path):
     assert duration == pytest.approx(0.6)
     assert np.abs(frames[3][32, 32].astype(int) - (50, 50, 178)).max() <= 4
     assert np.abs(frames[3][5, 80].astype(int) - 100).max() <= 3
+    with pytest.raises(InputError, match=r"to be new.*overwrite=True"):
+        Masks(labels).video(clip, tmp_path / "o.mp4")
+    Masks(labels).video(clip, tmp_path / "o.mp4", overwrite=True)
     with pytest.raises(InputError, match="a clip of 5 frames"):
         Masks(labels)[1:].video(clip, tmp_path / "p.mp4")
     assert not (tmp_path / "p.mp4").exists()

@@ -7,17 +7,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .errors import InputError, RunFailed
-from .files import check_result
+from .files import check_new, check_result
 from .vos_command import pair, processes, slurm_settings, vos
 
 if TYPE_CHECKING:
     from .clip import Clip
     from .prompts import Prompts
 
+
+class _Stoppable(TyperGroup):
+    """Ctrl-C in any command is one line on stderr and the exit code that shells know."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            print(f"\nstopped, {str(stopped) or 'nothing half-written is left'}", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
-    help="Video object segmentation, notebook first.", no_args_is_help=True, add_completion=False,
+    cls=_Stoppable, help="Video object segmentation, notebook first.", no_args_is_help=True, add_completion=False,
     pretty_exceptions_enable=False, rich_markup_mode=None,  # importing rich takes as long as all the rest
 )  # fmt: skip
 
@@ -54,9 +67,10 @@ def segment(
     model: Annotated[
         str | None, typer.Option(help="vosnb-mini-sam2 (default until a SAM 2.1 is fetched), grabcut, sam2.1_hiera_tiny, …")
     ] = None,
-    fill_holes: Annotated[int | None, typer.Option(help="Fill holes of up to this many pixels.")] = None,
+    fill_holes: Annotated[int | None, typer.Option(help="Fill holes of up to this many pixels, a whole number.")] = None,
     aux: Objects = None,
     overlay: Annotated[Path | None, typer.Option(help="A picture to write, the masks over the frame.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Segment one frame from points, boxes or masks."""
     from .masks import write_labels
@@ -66,6 +80,8 @@ def segment(
 
     check_result(out, (".png",), clip, prompts)
     check_result(overlay, (".png", ".jpg", ".jpeg"), clip, prompts)
+    check_new(out, overwrite)
+    check_new(overlay, overwrite)
     source = _clip(clip)
     if not 0 <= frame < len(source):
         raise InputError(f"a frame from 0 to {len(source) - 1}", frame, "frames count from 0")
@@ -108,6 +124,7 @@ def propagate(
 
     check_result(out, (), clip, first)
     check_result(video, (".mp4", ".mov", ".mkv"), clip, first)
+    check_new(video, overwrite)
     source = _clip(clip)
     if first.suffix.lower() == ".json":
         prompts = Prompts.load(first)
@@ -128,8 +145,69 @@ def propagate(
     )
     print(out)
     if video:
-        masks.video(source, video)
+        masks.video(source, video, overwrite=overwrite)
         print(video)
+
+
+@app.command()
+def refine(
+    clip: Annotated[str, typer.Argument(help="A video file or a folder of images.")],
+    masks: Annotated[Path, typer.Argument(help="A folder of PNGs, one per frame.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the refined PNGs.")],
+    prompt: Annotated[str, typer.Option(help="What the model is given of each mask: mask+box, box or mask.")] = "mask+box",
+    model: Annotated[
+        str | None, typer.Option(help="vosnb-mini-sam2 (default until a SAM 2.1 is fetched), grabcut, sam2.1_hiera_tiny, …")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="The ± of a mask's logits.")] = 18.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Refine masks frame by frame with an image model."""
+    from .refine import changes
+    from .refine import refine as verb
+
+    check_result(out, (), clip, masks)
+    refined = verb(_clip(clip), masks, prompt, model, strength=strength, out=out, overwrite=overwrite)
+    for obj, kept in changes(refined).items():
+        least = min(range(len(kept)), key=kept.__getitem__)
+        mean = sum(kept) / len(kept)
+        print(f"object {obj}: IoU with what it was {mean:.3f}, at least {kept[least]:.3f} (frame {refined.names[least]})")
+    print(out)
+
+
+@app.command()
+def compare(
+    clip: Annotated[str, typer.Argument(help="A video file or a folder of images.")],
+    first: Annotated[Path, typer.Argument(help="The first label map (indexed PNG), or a prompts JSON file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the tables and the masks; taken up again.")],
+    by: Annotated[str, typer.Option(help="Strategies: flow,sam,sam2,sam2long,xmem,xmem+refine, …")] = "flow,sam",
+    truth: Annotated[Path | None, typer.Option(help="A folder of PNGs; without one, only agreement is known.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="STRATEGY.name=value; repeatable.")] = None,
+    frame: Annotated[int, typer.Option(help="The frame that FIRST belongs to.")] = 0,
+    frames: Annotated[int, typer.Option(help="How many frames of the clip; 0: all.")] = 0,
+    direction: Annotated[str, typer.Option(help="forward, backward or both.")] = "forward",
+    aux: Objects = None,
+) -> None:
+    """Follow the same prompts by several strategies: how good, how quick, and where they disagree."""
+    from .compare_command import compare as run_compare
+
+    run_compare(clip, first, out, by, truth, set_ or [], frame, frames, direction, aux or [])
+
+
+@app.command()
+def measure(
+    masks: Annotated[list[Path], typer.Argument(help="A folder of PNGs; several are strategies, whose spread is given.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables and the plot.")],
+    pixel: Annotated[float, typer.Option(help="The length of a pixel's side.")] = 1.0,
+    unit: Annotated[str, typer.Option(help="The unit of that length.")] = "px",
+    fps: Annotated[float | None, typer.Option(help="Frames per second; without it, frames are the clock.")] = None,
+    gap: Annotated[float, typer.Option(help="Objects so many pixels apart share an interface.")] = 2.0,
+    across: Annotated[str, typer.Option(help="The axis across the mixing layer, y or x.")] = "y",
+    overwrite: Overwrite = False,
+) -> None:
+    """Areas, outlines, interfaces and the mixing layer, in units of length and time, as tables and a plot."""
+    from .compare_command import measure as run_measure
+
+    run_measure(masks, out, pixel, unit, fps, gap, across, overwrite)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
@@ -304,7 +382,7 @@ def main() -> None:
         print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
     except (InputError, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}".replace("overwrite=True", "--overwrite"), file=sys.stderr)  # what it is called here
         sys.exit(1 if isinstance(error, RunFailed) else 2)
 
 

@@ -84,7 +84,9 @@ def report(facts: dict[str, Any]) -> str:
         fetch = f"vosnb fetch {name} ({_size(checkpoint['bytes'])}, {checkpoint['licence']})"
         lines.append(f"{'ok' if checkpoint['file'] else '-':8} {name:24} {checkpoint['file'] or fetch}")
     mend = [f"{what}: {command}" for what, command in facts["problems"]]
-    return "\n".join([*lines, "", *(mend or ["All there. A checkpoint is needed only by the model of its name."])])
+    there = all(checkpoint["file"] for checkpoint in facts["checkpoints"].values())
+    usual = "All there." if there else "Ready. A checkpoint that is not there (-) is needed only by the model of its name."
+    return "\n".join([*lines, "", *(mend or [usual])])
 
 
 def _line(found: Any, name: str, text: str | None) -> str:

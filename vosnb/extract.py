@@ -7,7 +7,6 @@ import functools
 import itertools
 import math
 import re
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import InputError
-from .files import replacing
+from .files import check_new, check_result, replacing, scratch
 from .progress import progress
 
 __all__ = ["extract", "parse_time"]
@@ -54,10 +53,10 @@ def extract(
     _within(begin, until, film.length)
     times = "" if start is None and end is None else f"_{_digits(begin)}_{'end' if until is None else _digits(until)}"
     target = Path(out) / f"{_clean(name or film.name)}{times}.mp4"
-    if target.exists() and (not overwrite or target.resolve() == Path(source).resolve()):
-        raise InputError(f"{target} to be new", "an existing file", "give another name, or overwrite (never the source itself)")
-    with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=target.parent, prefix=".vosnb-") as folder:
-        film.cut(temporary, begin, until, Path(folder))
+    check_result(target, (), source)
+    check_new(target, overwrite)
+    with replacing(target) as temporary, scratch(target) as folder:
+        film.cut(temporary, begin, until, folder)
     return target
 
 

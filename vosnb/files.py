@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .errors import InputError
 
-__all__ = ["check_result", "frame_numbers", "natural", "replacing", "replacing_folder"]
+__all__ = ["check_new", "check_result", "frame_numbers", "missing", "natural", "replacing", "replacing_folder", "scratch"]
 
 HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "host"
 _count = count()
@@ -44,14 +44,27 @@ def check_result(path: Path | None, suffixes: tuple[str, ...], *sources: str | P
             raise InputError("a place of its own for the result", f"{path}, which is or holds {source}", "choose another name")
 
 
-def _beside(path: Path) -> Path:
-    """A new name in the same folder (so that renaming is atomic) with the same suffix (writers look at it)."""
-    return path.with_name(f".{path.stem}.{HOST}-{os.getpid()}-{next(_count)}.part{path.suffix}")
+def missing(path: str | Path) -> str:
+    """What to do about a path that is not there."""
+    made_by_demo = Path(path).parts[:2] == ("runs", "demo")  # the notebooks' defaults
+    return "run `make demo` first: it makes this" if made_by_demo else "check the path"
+
+
+def check_new(path: str | Path | None, overwrite: bool) -> None:
+    """Before any work: `InputError` where a file is there already and may not be replaced."""
+    if path is not None and Path(path).exists() and not overwrite:
+        raise InputError(f"{path} to be new", "an existing file", "choose another name, or say overwrite=True")
+
+
+def _beside(path: Path, suffix: str | None = None) -> Path:
+    """A new name in the same folder (so that renaming is atomic) with the same suffix (writers look at it) or the one given."""
+    suffix = path.suffix if suffix is None else suffix
+    return path.with_name(f".{path.stem}.{HOST}-{os.getpid()}-{next(_count)}.part{suffix}")
 
 
 def _sweep(path: Path) -> None:
     """Removes what a process of this machine that was killed left beside `path`."""
-    left_over = re.compile(rf"\.{re.escape(path.stem)}\.{re.escape(HOST)}-(\d+)-\d+\.part{re.escape(path.suffix)}")
+    left_over = re.compile(rf"\.{re.escape(path.stem)}\.{re.escape(HOST)}-(\d+)-\d+\.part({re.escape(path.suffix)})?")
     for left in path.parent.iterdir():
         match = left_over.fullmatch(left.name)
         if match and int(match[1]) != os.getpid() and not _runs(int(match[1])):
@@ -90,6 +103,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch(path: str | Path) -> Iterator[Path]:
+    """An empty folder beside `path`, for what its making needs; removed at the end, or by the next making after a kill."""
+    folder = _beside(Path(path), "")
+    with _told(folder):
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def replacing_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """The same for a folder. An existing one that is not empty is refused unless `overwrite`."""
     shown, path = path, Path(path).resolve()  # a link to a folder stays one
@@ -98,7 +123,7 @@ def replacing_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path
             "a folder other than the current one or one around it", shown, "choose another name: it is replaced as a whole"
         )
     if path.exists() and not overwrite and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{shown} to be new or empty", "one with files in it", "choose another name or say overwrite")
+        raise InputError(f"{shown} to be new or empty", "one with files in it", "choose another name, or say overwrite=True")
     temporary = _beside(path)
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .files import natural, replacing
+from .files import missing, natural, replacing
 from .progress import progress
 
 __all__ = ["Array", "Images", "Reader", "Stream", "Video", "open_reader"]
@@ -121,7 +121,7 @@ def _open_path(source: str, window: tuple[float, float] | None) -> Reader:
     if path.is_dir():
         return Images(_images_in(path), window, source=path)
     if not path.exists():
-        raise InputError("a video file or a folder of images", f"{path}, which does not exist", "check the path")
+        raise InputError("a video file or a folder of images", f"{path}, which does not exist", missing(path))
     if path.stat().st_size == 0:
         raise InputError("a video file or a folder of images", f"{path}, which is empty (0 bytes)", "copy or download it again")
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -427,7 +427,7 @@ class Video(Reader):
                 os.utime(path)  # used just now: those unused for longest are deleted first
             else:
                 limit = _cache_limit()
-                with replacing(path) as temporary:
+                with _allowed(path), replacing(path) as temporary:
                     _transcode(self.source, index, temporary)
                 _trim(path, limit)
         return path
@@ -611,6 +611,17 @@ def _cache_folder() -> Path:
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get("VOSNB_CACHE") or user_cache_dir("vosnb")) / "frames"
+
+
+@contextmanager
+def _allowed(path: Path) -> Iterator[None]:
+    """Where the cache cannot be written, its setting is the way out."""
+    try:
+        yield
+    except InputError as error:
+        if str(path) not in error.expected:  # the film's fault
+            raise
+        raise InputError(error.expected, error.got, "set VOSNB_CACHE to a folder of your own with room") from error
 
 
 def _cache_limit() -> float:

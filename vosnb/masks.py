@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import InputError
-from .files import natural, replacing, replacing_folder
+from .files import check_new, natural, replacing, replacing_folder
 from .paint import Color, davis_palette, overlay
 from .prompts import check_id
 from .strategies import Score
@@ -404,10 +404,13 @@ class Masks:
         alpha: float = 0.5,
         contour: bool = True,
         colors: Mapping[int, Color] | None = None,
+        overwrite: bool = False,
     ) -> Path:
-        """The masks over the frames of `clip`, as an H.264 video with the clip's own frame times."""
+        """The masks over the frames of `clip`, as an H.264 video with the clip's own frame times; an existing file is replaced
+        only with `overwrite`."""
         from .video import write_video
 
+        check_new(path, overwrite)
         if len(clip) != len(self):
             raise InputError(f"a clip of {len(self)} frames, as the masks have", len(clip), "slice one of them")
         frames = (overlay(image, labels, colors, alpha, contour) for image, labels in zip(clip, self, strict=True))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .files import replacing
+from .files import missing, replacing
 
 __all__ = ["Box", "Point", "Prompt", "Prompts"]
 
@@ -311,7 +311,7 @@ class Prompts(Mapping[int, dict[int, Prompt]]):
         except UnicodeDecodeError:
             raise InputError("a prompts JSON file", f"{path}, which is not text", "give the .json that export wrote") from None
         except FileNotFoundError:
-            raise InputError("a prompts JSON file", f"{path}, which does not exist", "check the path") from None
+            raise InputError("a prompts JSON file", f"{path}, which does not exist", missing(path)) from None
         return cls.from_json(text)
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import ChainMap, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .progress import progress
 from .prompts import Prompts
 from .strategies import Result, Strategy, Tracker, get
 
-__all__ = ["Propagation", "propagate", "stream"]
+__all__ = ["Propagation", "collect", "propagate", "stream"]
 
 DIRECTIONS = ("forward", "backward", "both")
 
@@ -83,6 +83,19 @@ def propagate(
     results = stream(clip, prompts, by, direction=direction, aux=aux, **settings)
     label = by if isinstance(by, str) else type(by).__name__.lower()
     results = progress(results, total=clip.length, label=label, show=show_progress)
+    return collect(results, clip, out=out, per_object=per_object, overwrite=overwrite, aux=aux)
+
+
+def collect(
+    results: Iterable[tuple[int, Result]],
+    clip: Clip,
+    *,
+    out: str | Path | None = None,
+    per_object: bool = False,
+    overwrite: bool = False,
+    aux: Sequence[int] = (),
+) -> Masks:
+    """What `stream` yields as `Masks`; `propagate` says where they are kept."""
     names = None if clip.length is None else clip.names
     if out is not None:
         with MaskWriter(out, per_object=per_object, overwrite=overwrite) as writer:

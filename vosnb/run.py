@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import re
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, RunFailed
-from .files import replacing
+from .files import check_new, replacing
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def run_notebook(
     Python that runs this, unless `kernel` names another one, and VOSNB_HEADLESS is set in it.
 
     `InputError` before anything runs: no such notebook, an unknown parameter, a result that exists without `overwrite`.
-    `RunFailed` where a cell raises or the kernel dies; the executed notebook and its copy are written nevertheless.
+    `RunFailed` where a cell raises or the kernel dies; the executed notebook and its copy are written nevertheless, and the
+    next run may replace them.
     """
     notebook, out = Path(notebook), Path(out)
     node = _read(notebook)
@@ -47,26 +49,33 @@ def run_notebook(
     if "out" in known:
         values.setdefault("out", str(out.resolve()))
     target, page = out / notebook.name, out / f"{notebook.stem}.html"
+    if target.resolve() == notebook.resolve():
+        raise InputError(f"a folder other than the notebook's own, {notebook.parent}", out, "choose another folder")
     for path in (target, page):
-        if path.exists() and (not overwrite or path.resolve() == notebook.resolve()):
-            raise InputError(
-                f"{path} to be new", "an existing file", "choose another folder, or overwrite (not the notebook itself)"
-            )
+        check_new(path, overwrite or _failed(target))
     manager = _kernel_manager(kernel)
 
     with replacing(target) as temporary:
         cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in node.cells) + bool(values)
         failure = _execute(notebook, temporary, values, manager, progress(range(cells), cells, notebook.stem, "cell"))
         executed = _read(temporary)
-        executed.metadata.papermill.update(input_path=str(notebook), output_path=str(target))
+        executed.metadata.papermill.update(input_path=str(notebook), output_path=str(target), exception=failure is not None)
         temporary.write_text(_json(executed), encoding="utf-8")
     with replacing(page) as temporary:
         temporary.write_text(_html(executed, notebook), encoding="utf-8")
     if isinstance(failure, KeyboardInterrupt):
-        raise failure
+        raise KeyboardInterrupt(f"the notebook is kept, as far as it came, at {target}") from failure
     if failure:
         raise RunFailed(target, *_where(executed, failure)) from failure
     return target
+
+
+def _failed(executed: Path) -> bool:
+    """Whether there is a notebook that ran here and did not come to its end."""
+    try:
+        return json.loads(executed.read_text(encoding="utf-8"))["metadata"]["papermill"]["exception"] is True
+    except (OSError, ValueError, LookupError, TypeError):  # not there, or no such notebook
+        return False
 
 
 def parameters_of(notebook: str | Path | NotebookNode) -> dict[str, tuple[str, str]]:
@@ -138,7 +147,7 @@ def _kernel_manager(name: str | None) -> type[AsyncKernelManager]:
     from jupyter_client.manager import AsyncKernelManager
 
     if name is None:
-        launcher = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "--log-level=ERROR"]
+        launcher = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "--log-level=CRITICAL"]
         spec = KernelSpec(argv=[*launcher, "-f", "{connection_file}"], display_name="Python 3", language="python")
     else:
         try:
@@ -175,7 +184,10 @@ def _execute(
             store_widget_state=False,
             on_cell_executed=lambda **_: next(shown, None),
         )
-    except (PapermillExecutionError, DeadKernelError, KeyboardInterrupt) as error:
+    except (PapermillExecutionError, DeadKernelError) as error:
+        return error
+    except KeyboardInterrupt as error:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell of the cell that nobody waits for now
         return error
     return None
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import InputError
-from .files import check_result
+from .files import check_new, check_result
 from .prompts import Box, Point, Prompt, Prompts
 
 __all__ = ["parser", "run"]
@@ -57,8 +57,7 @@ def run(arguments: Sequence[str]) -> list[Path]:
         raise InputError("--output_video or --output_mask_dir", "neither", "say where the result goes")
     check_result(args.output_video, (".mp4", ".mov", ".mkv"), args.video_path, args.prompts, args.output_mask_dir)
     check_result(args.output_mask_dir, (), args.video_path, args.prompts)
-    if args.output_video and args.output_video.exists() and not args.overwrite:
-        raise InputError(f"{args.output_video} to be new", "an existing file", "choose another name or say --overwrite")
+    check_new(args.output_video, args.overwrite)
     prompts = _prompts(args)
     clip = Clip(args.video_path)
     masks = propagate(
@@ -66,7 +65,7 @@ def run(arguments: Sequence[str]) -> list[Path]:
         num_pathway=args.num_pathway, iou_thre=args.iou_thre, uncertainty=args.uncertainty, image_size=args.image_size, device=args.device,
     )  # fmt: skip
     if args.output_video:
-        masks.video(clip, args.output_video)
+        masks.video(clip, args.output_video, overwrite=args.overwrite)
     return [path for path in (args.output_mask_dir, args.output_video) if path]
 
 

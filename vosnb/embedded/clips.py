@@ -15,7 +15,7 @@ from ..files import replacing
 from ..progress import progress
 from ..synth import scene, turbulence
 
-__all__ = ["FIRST_SEED", "FRAMES", "SIDE", "make_clip", "make_clips", "read_clip"]
+__all__ = ["FIRST_SEED", "FRAMES", "SIDE", "kind_of", "make_clip", "make_clips", "read_clip"]
 
 FIRST_SEED = 1_000_000  # training seeds begin here; whatever is measured uses smaller ones
 FRAMES, SIDE = 8, 256
@@ -23,11 +23,15 @@ KINDS = {"mixed": 45, "turbulence": 15, "occluder": 12, "lookalike": 8, "late": 
 STRIDES = (1, 2, 3, 4, 6, 8)  # frames of the film from one frame of a clip to the next
 
 
+def kind_of(index: int) -> str:
+    """What clip `index` shows, one of KINDS."""
+    return _drawn(index)[0]
+
+
 def make_clip(index: int) -> np.ndarray:
     """Clip `index`: (FRAMES, SIDE, SIDE, 4) uint8, RGB and labels, squashed to a square as the model sees it."""
     seed = FIRST_SEED + index
-    rng = np.random.default_rng(seed)
-    kind = rng.choice(list(KINDS), p=np.array(list(KINDS.values())) / 100)
+    kind, rng = _drawn(index)
     stride, width = int(rng.choice(STRIDES)), int(rng.choice([256, 320, 400]))
     if kind == "turbulence":
         pace, start = rng.uniform(0.7, 2), int(rng.choice([0, 0, 20, 40]))
@@ -61,6 +65,11 @@ def read_clip(folder: Path, index: int) -> np.ndarray:
     if not file.exists():
         raise InputError(f"training clip {index} in {folder}", "no such file", "make the clips first: --clips N")
     return np.load(file, mmap_mode="r")
+
+
+def _drawn(index: int) -> tuple[str, np.random.Generator]:
+    rng = np.random.default_rng(FIRST_SEED + index)
+    return str(rng.choice(list(KINDS), p=np.array(list(KINDS.values())) / 100)), rng
 
 
 def _file(folder: Path, index: int) -> Path:

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .clips import FRAMES, SIDE, read_clip
+from .clips import FRAMES, SIDE, kind_of, read_clip
 
 __all__ = ["VALIDATION", "Sample", "batches", "sample"]
 
 VALIDATION = 64  # the first clips of a folder are looked at, never learned from
 SMALLEST = 0.002  # of the frame: less of an object is no prompt
+HIDING = 0.4  # of the samples with memory: from clips in which the object hides, a rare thing otherwise
 
 Sample = dict[str, np.ndarray]
 
@@ -134,9 +135,12 @@ class _Stream(IterableDataset):
         cv2.setNumThreads(1)
         worker = get_worker_info()
         start, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        hiding = [clip for clip in range(VALIDATION, self.clips) if kind_of(clip) == "occluder"] if self.shape[0] > 1 else []
         for number in range(self.first + start, self.last, step):
             rng = np.random.default_rng((self.seed, number))
             picks = rng.integers(VALIDATION, self.clips, self.size)
+            if hiding:
+                picks = np.where(rng.uniform(size=self.size) < HIDING, rng.choice(hiding, self.size), picks)
             yield stacked([sample(self.folder, int(clip), rng, *self.shape) for clip in picks])
 
 

@@ -35,8 +35,8 @@ __all__ = ["STAGES", "Stage", "export", "learn", "network", "train"]
 
 CONFIG = Path(__file__).parents[1] / "models" / "mini.yaml"
 CHECKPOINT = "vosnb-mini-sam2.safetensors"
-WARM_UP = 100  # steps, of each stage
-WEIGHTS = {"mask": 1.0, "quality": 0.5, "presence": 0.5, "dense": 0.5}
+WARM_UP = 0.05  # of each stage
+WEIGHTS = {"mask": 1.0, "quality": 0.5, "presence": 2.0, "dense": 0.5}
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Stage:
 STAGES = (
     Stage("images", 2000, clips=24, frames=1, objects=3, side=128, rate=(2.0e-3, 4e-4)),
     Stage("pairs", 300, clips=8, frames=2, objects=3, side=128, rate=(1e-3, 1e-3)),
-    Stage("clips", 600, clips=3, frames=8, objects=3, side=128, rate=(1e-3, 6e-4)),
-    Stage("large", 480, clips=2, frames=8, objects=2, side=256, rate=(6e-4, 1e-5)),
+    Stage("clips", 1000, clips=3, frames=8, objects=3, side=128, rate=(1e-3, 2e-4)),
+    Stage("large", 380, clips=2, frames=8, objects=2, side=256, rate=(3e-4, 1e-5)),
 )
 
 
@@ -163,7 +163,7 @@ def _optimizers(learner: Learner) -> list[torch.optim.Optimizer]:
 
 def _rate(stage: Stage, step: int) -> float:
     first, last = stage.rate
-    return min(1.0, (step + 1) / WARM_UP) * (first + (last - first) * step / stage.steps)
+    return min(1.0, (step + 1) / (WARM_UP * stage.steps)) * (first + (last - first) * step / stage.steps)
 
 
 def learn(

@@ -559,7 +559,9 @@ def load(model: str | Path | XMem, *, device: str = "auto", amp: bool = False) -
     of_ours = card.family == "xmem" if card else name == DRY_RUN or Path(name).suffix in (".pth", ".pt", ".safetensors")
     if not of_ours:
         known = ", ".join(c.name for c in weights.cards().values() if c.family == "xmem")
-        raise InputError(f"an XMem checkpoint: {known}, or a .pth or .safetensors file", repr(name), "name one of these")
+        raise InputError(
+            f"an XMem checkpoint among {known}, {DRY_RUN}, or a .pth or .safetensors file", repr(name), "name one of these"
+        )
     file = None if name == DRY_RUN else weights.path(name) if card else Path(name)
     return _loaded(name, file, str(pick(device)), amp)
 

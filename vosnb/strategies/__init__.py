@@ -46,7 +46,8 @@ class Score:
 
     iou: float = float("nan")  # predicted IoU, 0 … 1; for `flow` the share of the object's pixels whose flow is believed
     present: float = float("nan")  # object score, a logit: > 0 visible
-    disagreement: float = 0.0  # 1 − mean IoU of the other hypotheses on this frame with the then best one, 0 … 1
+    # 1 − mean IoU of the other hypotheses on this frame with the then best one, or, if refined, of the mask with what it was; 0 … 1
+    disagreement: float = 0.0
     hypotheses: tuple[Hypothesis, ...] = ()  # best first; one for a strategy without branches
 
 
@@ -87,6 +88,7 @@ _BUILT_IN = {
     "xmem": "xmem",
 }  # name → module in this package, imported on first use
 _registry: dict[str, type] = {}
+_REFINE = {"refine": "mask+box", "refine-box": "box", "refine-mask": "mask"}  # after a "+"; → `refined.Refined.prompt`
 
 
 def register(name: str) -> Callable[[type], type]:
@@ -106,20 +108,34 @@ def names() -> list[str]:
 
 
 def get(by: str | Strategy, **settings: Any) -> Strategy:
-    """The strategy called `by`, with settings; text values are read as the field's type (they come from a command line)."""
+    """The strategy called `by`, with settings; text values are read as the field's type (they come from a command line).
+
+    NAME+refine, NAME+refine-box or NAME+refine-mask refines what NAME finds; the settings of that begin with refine_: refine_model, …
+    """
     if not isinstance(by, str):
         if isinstance(by, type) or not hasattr(by, "tracker"):
             raise InputError("a strategy or its name", repr(by), "give for example 'flow', or an instance such as Flow()")
         _check_names(by, settings, type(by).__name__)
         return dataclasses.replace(by, **settings) if settings else by
+    name, plus, how = by.partition("+")
+    if plus and how in _REFINE:
+        from .refined import Refined
+
+        own = {key.removeprefix("refine_"): value for key, value in settings.items() if key.startswith("refine_")}
+        first = get(name, **{key: value for key, value in settings.items() if not key.startswith("refine_")})
+        return _made(Refined, how, {"first": first, "prompt": _REFINE[how], **own})
     if by not in _registry and by in _BUILT_IN:
         importlib.import_module(f".{_BUILT_IN[by]}", __package__)
     if by not in _registry:
-        raise InputError("a strategy among " + ", ".join(names()), repr(by), "choose one of these")
-    cls = _registry[by]
-    _check_names(cls, settings, by)
+        known = ", ".join(names())
+        raise InputError(f"a strategy among {known}, or one of these +{', +'.join(_REFINE)}", repr(by), "choose one of these")
+    return _made(_registry[by], by, settings)
+
+
+def _made(cls: type, what: str, settings: Mapping[str, Any]) -> Strategy:
+    _check_names(cls, settings, what)
     known = typing.get_type_hints(cls)
-    return cls(**{name: _read(value, known[name], f"{by}'s {name}") for name, value in settings.items()})
+    return cls(**{name: _read(value, known[name], f"{what}'s {name}") for name, value in settings.items()})
 
 
 def _check_names(strategy: Any, settings: Mapping[str, Any], what: str) -> None:
