@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,10 @@ def test_a_repeat_does_only_what_is_missing(tmp_path):
     done = run(Write(ITEMS), tmp_path / "out")
     assert done.code == 0 and done.done["v05"]["seconds"] is None
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.txt")} == before
+    shutil.rmtree(tmp_path / "out" / "v07")
+    assert run(Write(ITEMS), tmp_path / "out").code == 0
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.txt")}
+    assert {path.parent.name for path in after if after[path] != before[path]} == {"v07"}
 
 
 def test_the_longest_come_first(tmp_path):

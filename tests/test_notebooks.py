@@ -33,6 +33,7 @@ def given(tmp_path_factory) -> dict[str, object]:
     return {
         "clip": str(folder / "JPEGImages" / scene.name),
         "data": str(folder),
+        "by": "flow, sam",
         "source": str(folder / "JPEGImages" / scene.name),
         "prompts": str(folder / "prompts" / f"{scene.name}.json"),
         "truth": str(folder / "Annotations" / scene.name),

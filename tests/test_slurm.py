@@ -103,25 +103,30 @@ def test_killed_preempted_and_repeated_the_files_are_those_of_an_undisturbed_run
 
 def test_the_command_may_end_the_jobs_go_on_and_a_repeat_waits_for_them(slurm, tmp_path):
     out, state = tmp_path / "out", tmp_path / "out.run"
-    batch = begin(out, 1.0, tmp_path / "log")
+    batch = begin(out, 3.0, tmp_path / "log")
     until(lambda: list((state / "done").glob("*.json")), 120)
     batch.kill()
     batch.wait()
-    running = said("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%i").split()
-    said("scancel", "--signal=USR2", running[-1])  # as before a time limit: the piece hands back what it has and is requeued
-    until(lambda: any("Caught signal USR2" in log.read_text() for log in state.glob("slurm/*.err")), 60)
+    until(lambda: processes(state, "from vosnb.batch import work"), 60)
+    at = processes(state, "from vosnb.batch import work")[-1].environ()
+    piece = f"{at['SLURM_ARRAY_JOB_ID']}_{at['SLURM_ARRAY_TASK_ID']}"
+    said("scancel", "--signal=USR2", piece)  # as before a time limit: the piece hands back what it has and is requeued
+    until(lambda: any("Caught signal SIGUSR2" in log.read_text() for log in state.glob(f"slurm/{piece}_0_log.*")), 60)
     with pytest.raises(InputError, match="SLURM jobs"):
         run(Write(ITEMS), out)
     jobs = json.loads((state / "slurm" / "jobs.json").read_text())
-    again = begin(out, 1.0, tmp_path / "log")
+    again = begin(out, 3.0, tmp_path / "log")
     assert again.wait(240) == 0, (tmp_path / "log").read_text()
     assert json.loads((state / "slurm" / "jobs.json").read_text()) == jobs, "nothing was submitted twice"
     assert sorted(p.name for p in out.iterdir()) == sorted(ITEMS) and not list((state / "tmp").iterdir())
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # submitit leaves its sbatch process to the collector
 def test_settings_that_slurm_does_not_know_are_refused(slurm, tmp_path):
     with pytest.raises(InputError, match="workers"):
         run(Write(ITEMS), tmp_path / "a", slurm={"colour": "red"})
     with pytest.raises(InputError, match="SLURM to take the jobs"):
         run(Write(ITEMS), tmp_path / "b", slurm={"partition": "nowhere"})
-    assert not said("squeue", "--noheader")
+    assert not (tmp_path / "b.run" / "slurm" / "jobs.json").exists()

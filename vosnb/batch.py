@@ -128,12 +128,15 @@ def run(
             raise InputError("items that are called like folders", repr(name), "rename it")
     if not state.is_dir() and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} to be new, empty or that of an earlier run", "something else", "choose another name")
+    plan = json.loads(json.dumps({**job.plan(), "items": sorted(costs)}, default=str))
     state.mkdir(parents=True, exist_ok=True)
     with _Lock(state, index, count) as lock:
-        _prepare(job, costs, out, state, overwrite, slurm is not None)
+        _prepare(job, plan, out, state, overwrite, slurm is not None)
         names = chunk(sorted(costs), index, count)
         for name in names:
-            (state / "failed" / f"{name}.json").unlink(missing_ok=True)
+            _marker(state, "failed", name).unlink(missing_ok=True)
+            if not (out / name).is_dir():  # someone removed it
+                _marker(state, "done", name).unlink(missing_ok=True)
         longest_first = sorted(names, key=lambda name: (-costs[name], name))
         todo = [name for name in longest_first if not _marker(state, "done", name).is_file()]
         ended: int | None = None
@@ -174,11 +177,10 @@ def pieces(costs: Mapping[str, float], count: int) -> list[list[str]]:
 # -- the books -------------------------------------------------------------------------------------------------------------
 
 
-def _prepare(job: Job, costs: Mapping[str, float], out: Path, state: Path, overwrite: bool, on_slurm: bool) -> None:
+def _prepare(job: Job, plan: dict[str, Any], out: Path, state: Path, overwrite: bool, on_slurm: bool) -> None:
     """Writes run.json, or sees that it is of the same plan."""
     import cloudpickle  # so that a class defined in a notebook travels too
 
-    plan = json.loads(json.dumps({**job.plan(), "items": sorted(costs)}, default=str))
     file = state / "run.json"
     if (live := _live(state)) and (overwrite or not on_slurm):
         got = f"SLURM jobs {live[0]} … {live[-1]}"

@@ -74,8 +74,11 @@ def vos(
         raise InputError(
             "--base_video_dir and --input_mask_dir, or --data", "both or neither", "say where frames and masks are"
         )
-    if report and (data is None or kind not in PROTOCOLS):
-        raise InputError("--report with --data and a --kind that has a protocol", kind, "or call `vosnb evaluate` afterwards")
+    if report and (data is None or kind not in PROTOCOLS or num_nodes * num_chunks > 1):
+        asked = f"{num_nodes * num_chunks} chunks" if num_nodes * num_chunks > 1 else kind
+        raise InputError(
+            "--report with --data, a --kind that has a protocol, no chunks", asked, "call `vosnb evaluate` at the end"
+        )
     for number, count, what in ((node_id, num_nodes, "node"), (chunk_id, num_chunks, "chunk")):
         if not 0 <= number < count:
             raise InputError(f"a {what}_id from 0 to num_{what}s - 1 = {count - 1}", number, f"correct --{what}_id")
