@@ -143,7 +143,9 @@ def test_the_losses_fall_as_masks_get_better(network, folder):
 
 
 def test_every_weight_of_the_network_learns(folder):
+    torch.manual_seed(0)
     learner = Learner(train.network(128))
+    torch.nn.init.constant_(learner.network.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 5)  # all is there
     batch = samples.stacked([sampled(folder, n) for n in range(2)])
     batch["given"][:] = torch.tensor([True, False])
     found = learner(batch, True)
@@ -219,7 +221,7 @@ def test_auroc_is_the_chance_of_the_right_order():
 def test_the_interval_of_a_difference_holds_its_mean():
     one, other = {"a": 0.5, "b": 0.6, "c": 0.9}, {"a": 0.6, "b": 0.65, "c": 0.85}
     mean, low, high = scores.difference(one, other, list(one))
-    assert mean == pytest.approx(0.1 / 3) and -0.05 <= low < mean < high <= 0.1
+    assert mean == pytest.approx(0.1 / 3) and -0.051 <= low < mean < high <= 0.101
 
 
 # -- the shipped checkpoint -----------------------------------------------------------------------------------------------

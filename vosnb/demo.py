@@ -10,6 +10,8 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .clip import Clip
 from .errors import InputError, RunFailed
 from .evaluate import Report, evaluate
@@ -73,7 +75,8 @@ def demo(out: str | Path = "runs/demo", frames: int = 120) -> Path:
         print("4/4 pictures")
         best = max(rows, key=lambda row: row["J&F"])["by"]
         found[best].video(clip, making / "overlay.mp4", colors=COLORS)
-        _write_sheet(making / "contact_sheet.png", clip, {"ground truth": truth, **found})
+        shown = Masks([np.where(np.isin(labels, dyes.aux), np.uint8(0), labels) for labels in truth])
+        _write_sheet(making / "contact_sheet.png", clip, {"ground truth": shown, **found})
         about = {
             "clip": dyes.name,
             "frames": len(clip),
@@ -130,8 +133,6 @@ def _write_sheet(path: Path, clip: Clip, found: dict[str, Masks]) -> None:
         contact_sheet(clip, masks, frames, titles=[f"{name}, frame {t}" for t in frames], colors=COLORS)
         for name, masks in found.items()
     ]
-    import numpy as np
-
     Image.fromarray(np.concatenate(sheets)).save(path)
 
 
