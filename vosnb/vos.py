@@ -19,6 +19,7 @@ from .strategies import Strategy
 
 __all__ = ["Vos"]
 
+WITHOUT_FILE = ("grabcut", "mini-random")  # models that need no checkpoint
 LATE_FLAG = "--track_object_appearing_later_in_video"
 
 
@@ -86,8 +87,10 @@ def _checkpoint(model: Any) -> dict[str, str] | None:
         file = weights.path(str(model))
     elif Path(model).suffix in (".pt", ".pth", ".safetensors"):
         file = Path(model)
-    else:
+    elif str(model) in WITHOUT_FILE:
         return None
+    else:
+        raise InputError("a checkpoint that `vosnb fetch` lists, or its file", repr(str(model)), "correct the name")
     if not file.is_file():
         raise InputError(
             "a checkpoint file", f"{file}, which does not exist", "check the path, or name one that `vosnb fetch` lists"
