@@ -67,7 +67,7 @@ def test_with_truth_each_strategy_is_judged_without_the_prompted_frame(moving):
     found = three(moving, truth=moving[1])
     table = found.table()
     assert table.index.tolist() == ["right", "late", "off"] and table.loc["right", "J"] == 1
-    assert table.loc["off", "J"] < table.loc["late", "J"] < 1 and found.runs["late"].report.frames[1][0] == 1
+    assert table.loc["off", "J"] < table.loc["late", "J"] < 1 and found.runs["late"].report.frames[1][1] == 1
     assert table.loc["late", ["J 1", "J 2"]].mean() == pytest.approx(table.loc["late", "J"])
     assert (table["s/frame"] > 0).all() and (table["MB"] >= 0).all()
     assert found.as_dict()["about"]["judged by"] == "ground truth"

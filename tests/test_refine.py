@@ -104,7 +104,7 @@ def test_a_real_model_moves_a_sloppy_mask_to_the_edge(moving):
 )
 def test_a_name_composes_any_strategy_with_a_refinement(by, prompt):
     strategy = get(by, tolerance="2", refine_strength="9")
-    assert strategy == Refined(get("flow", tolerance=2.0), prompt, "grabcut", 9.0)
+    assert strategy == Refined(get("flow", tolerance=2.0), prompt, None, 9.0)
 
 
 def test_behind_propagate_it_equals_refining_the_strategys_masks(moving):

@@ -104,7 +104,7 @@ def test_stopping_it_keeps_the_notebook_and_shows_no_traceback(tmp_path):
         os.killpg(running.pid, signal.SIGINT)
         told = running.stderr.read()
     assert running.returncode == 130 and Path("runs/slow.html").exists()
-    assert told.splitlines()[-1] == "stopped, the notebook is kept, as far as it came, at runs/slow.ipynb"
+    assert "stopped, the notebook is kept, as far as it came, at runs/slow.ipynb" in told.splitlines()
     assert "Traceback" not in told and "rror" not in told
 
 

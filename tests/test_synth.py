@@ -200,7 +200,7 @@ def test_late_object_begins_after_the_first(seed):
     clip = scene(seed, "late", frames=30, **SMALL)
     area = areas(clip, 2)
     assert area[:9].sum() == 0 and area[-1] > 50
-    first = int(np.flatnonzero(area)[0])
+    first = int(np.flatnonzero(area >= 64 * SMALL["height"] * SMALL["width"] / (256 * 480))[0])
     prompts = clip.prompts()
     assert 1 in prompts[0] and set(prompts[first]) == {2}
 

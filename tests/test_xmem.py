@@ -420,7 +420,7 @@ def test_a_damaged_checkpoint_says_which_tensor():
 def test_models_of_other_families_and_missing_files_are_told_apart(monkeypatch, tmp_path):
     monkeypatch.setenv("VOSNB_CHECKPOINTS", str(tmp_path))
     for name in ("sam2.1_hiera_tiny", "xmen"):
-        with pytest.raises(InputError, match="an XMem checkpoint: xmem"):
+        with pytest.raises(InputError, match="an XMem checkpoint among xmem"):
             xmem.load(name, device="cpu")
     with pytest.raises(InputError, match="vosnb fetch xmem"):
         xmem.load("xmem", device="cpu")

@@ -21,7 +21,7 @@ from ..prompts import Box, Prompts, by_label
 
 __all__ = ["KINDS", "Scene", "scene", "write_scenes"]
 
-SEEN = 64  # pixels of an object that make a prompt
+SEEN = 64 / (256 * 480)  # of the frame: so much of an object makes a prompt
 REACH = 0.62  # an object's radius, of half the size of its patch: room to wobble
 KINDS = ("occluder", "lookalike", "late", "deform", "camera", "mixed")
 
@@ -64,7 +64,7 @@ class Scene:
         missing = set(self.objects)
         for t, labels in enumerate(self.truth):
             for obj, mask in by_label(labels).items():
-                if obj in missing and mask.sum() >= SEEN:
+                if obj in missing and mask.mean() >= SEEN:
                     (rows,), (columns,) = (np.nonzero(mask.any(axis)) for axis in (1, 0))
                     found.setdefault(t, {})[obj] = Box(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
                     missing.remove(obj)
