@@ -37,7 +37,7 @@ def main() -> None:
             line = f"{name:12}{evaluate(masks, truth, ids=DYES).mean:10.4f}"
             for prompt in ("mask+box", "box"):
                 refined = refine(clip, masks, prompt, args.model)
-                kept = [iou for obj, row in changes(refined).items() if obj in DYES for iou in row]
+                kept = [iou for obj, row in changes(refined).items() if obj in DYES for iou in row.values()]
                 line += f"{evaluate(refined, truth, ids=DYES).mean:10.4f}{sum(kept) / len(kept):13.4f}"
             print(line, flush=True)
 

@@ -59,7 +59,7 @@ def test_it_says_how_much_it_changed(moving):
     images, labels = moving
     refined = refine(images, labels, model=Spy(shift=3), show_progress=False)
     for obj, kept in changes(refined).items():
-        for t, iou in enumerate(kept):
+        for t, iou in kept.items():
             before, after = labels[t] == obj, refined[t] == obj
             assert iou == pytest.approx((before & after).sum() / (before | after).sum()) and 0.7 < iou < 0.9
     assert refined.scores[4][1].iou == 0.75

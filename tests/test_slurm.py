@@ -27,6 +27,8 @@ SETTINGS = {"partition": "low", "time": 30, "cpus_per_task": 1, "gpus_per_node":
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Path]:
+    if not os.environ.get("VOSNB_SLOW"):
+        pytest.skip("a cluster for minutes: VOSNB_SLOW=1 starts it")
     if why := slurm_cluster.missing():
         pytest.skip(f"SLURM cannot run here: {why}")
     with slurm_cluster.cluster() as folder:

@@ -168,8 +168,8 @@ def refine(
     check_result(out, (), clip, masks)
     refined = verb(_clip(clip), masks, prompt, model, strength=strength, out=out, overwrite=overwrite)
     for obj, kept in changes(refined).items():
-        least = min(range(len(kept)), key=kept.__getitem__)
-        mean = sum(kept) / len(kept)
+        least = min(kept, key=kept.__getitem__)
+        mean = sum(kept.values()) / len(kept)
         print(f"object {obj}: IoU with what it was {mean:.3f}, at least {kept[least]:.3f} (frame {refined.names[least]})")
     print(out)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -53,9 +52,9 @@ def _refined(clip: Clip, masks: Masks, refiner: Refiner) -> Iterator[tuple[int, 
         yield t, refiner(image, Result(labels, masks.scores[t] if masks.scores else {}))
 
 
-def changes(masks: Masks) -> dict[int, list[float]]:
-    """How much `refine` (or a strategy "+refine") left of each mask: {object: IoU before and after, one per frame, 1 = unchanged}."""
-    found: dict[int, Any] = {obj: [1.0] * len(masks) for frame in masks.scores or () for obj in sorted(frame)}
+def changes(masks: Masks) -> dict[int, dict[int, float]]:
+    """How much `refine` (or a strategy "+refine") left of each mask: {object: {frame: IoU before and after, 1 = unchanged}}."""
+    found = {obj: dict.fromkeys(range(len(masks)), 1.0) for frame in masks.scores or () for obj in sorted(frame)}
     for t, frame in enumerate(masks.scores or ()):
         for obj, score in frame.items():
             found[obj][t] = 1 - score.disagreement
