@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vosnb.files import replacing_folder
+
 
 @dataclass(frozen=True)
 class Write:
@@ -29,10 +31,10 @@ class Write:
         return self.costs
 
     def make(self, name: str, folder: Path) -> dict[str, Any]:
-        folder.mkdir()
-        for n in range(5):
-            (folder / f"{n:05d}.txt").write_text(f"{self.flavour} {name} {n}\n" * 500)
-            time.sleep(self.seconds / 5)
+        with replacing_folder(folder) as part:  # as `MaskWriter` does
+            for n in range(5):
+                (part / f"{n:05d}.txt").write_text(f"{self.flavour} {name} {n}\n" * 500)
+                time.sleep(self.seconds / 5)
         if self.faults.get(name) and not (self.mend and Path(self.mend).exists()):
             if self.faults[name] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)

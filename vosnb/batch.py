@@ -458,21 +458,24 @@ def _load(state: Path) -> tuple[Job, Path]:
 def _make(job: Job, out: Path, state: Path, name: str) -> dict[str, Any]:
     """One item, from nothing to its marker."""
     begun, private, final = time.monotonic(), state / "tmp" / name, out / name
+    shutil.rmtree(private, ignore_errors=True)  # what a killed process left; the job's own half-written files are in it, too
     try:
-        shutil.rmtree(private, ignore_errors=True)
         if final.is_dir():  # killed between the rename and the marker
             facts: dict[str, Any] = {"seconds": None}
         else:
-            facts = job.make(name, private)
+            private.mkdir()
+            facts = job.make(name, private / name)
             _flush(private)
-            os.replace(private, final)
+            os.replace(private / name, final)
+            shutil.rmtree(private)  # before the marker: after it nobody would look there again
             facts = {"seconds": round(time.monotonic() - begun, 3), **facts}
         _write_marker(state, "done", name, facts)
     except Exception as error:
-        shutil.rmtree(private, ignore_errors=True)
         said = "".join(traceback.format_exception_only(error)).strip()
         _write_marker(state, "failed", name, {"error": said, "traceback": traceback.format_exc()})
         return {"name": name, "error": said[:2000]}
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
     return {"name": name, "notes": facts.get("notes", [])}
 
 
