@@ -106,7 +106,7 @@ def _notebooks(dyes: Scene, hidden: Scene) -> dict[str, dict[str, Any]]:
     return {
         "01_clip": {"source": _images(dyes)},
         "02_first_frame": shared,
-        "04_sam_frame_to_frame": {**shared, "truth": _truth(dyes)},
+        "04_sam_frame_to_frame": {**shared, "truth": _truth(dyes), "frames": 60},
         "06_pathways": {**shared, "clip": _images(hidden), "prompts": f"data/prompts/{hidden.name}.json"},
     }
 
