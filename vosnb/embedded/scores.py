@@ -2,11 +2,12 @@
 
     python -m vosnb.embedded.scores runs/benchmark            # makes the benchmark there first, if need be
 
-Prints a table, and leaves `scores.json` and the masks in the folder; results that are there are not made again.
+Prints a table, and leaves `scores.json` and each clip's results in the folder; those that are there are not made again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from ..clip import Clip
 from ..evaluate import evaluate
 from ..files import replacing
 from ..masks import Masks
+from ..models import weights
 from ..progress import progress
 from ..prompts import Box, Point, Prompt, Prompts, by_label
 from ..propagate import stream
@@ -92,7 +94,7 @@ def track(folder: Path, name: str, by: str, start: str, **settings: Any) -> dict
 
     `start`: what the prompt is, the true "mask" or its "box".
     """
-    file = folder / "results" / f"{by}-{start}" / f"{name}.json"
+    file = folder / "results" / _mark(settings.get("model")) / f"{by}-{start}" / f"{name}.json"
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))
     clip, truth = Clip(folder / "JPEGImages" / name), Masks(folder / "Annotations" / name)
@@ -116,6 +118,14 @@ def track(folder: Path, name: str, by: str, start: str, **settings: Any) -> dict
     with replacing(file) as part:
         part.write_text(json.dumps(kept), encoding="utf-8")
     return kept
+
+
+def _mark(model: str | None) -> str:
+    """Results are of one checkpoint: the beginning of its hash."""
+    if model is None:
+        return "none"
+    file = weights.path(model) if model in weights.cards() else Path(model)
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def summary(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> dict[str, Any]:

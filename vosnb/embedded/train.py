@@ -65,8 +65,10 @@ def train(
     every: int = 100,
 ) -> Path:  # fmt: skip
     """Trains, or goes on; the checkpoint's path. `every` is how many steps pass between points of the curve and saved states."""
-    if clips <= VALIDATION:
-        raise InputError(f"more than {VALIDATION} clips, the first of which are for validation", clips, "2000 or more")
+    if clips < 2 * VALIDATION:
+        raise InputError(
+            f"at least {2 * VALIDATION} clips, the first {VALIDATION} of which are for validation", clips, "2000 or more"
+        )
     where = torch.device(pick(device))
     make_clips(folder / "clips", clips, max(workers, 1))
     torch.manual_seed(seed)
@@ -92,7 +94,8 @@ def train(
             torch.manual_seed(hash((seed, number, state.step)))  # of the clicks: after an interruption, the same ones
             scores.append(learn(learner, optimizers, batch, where, correct=state.step % 2 == 1))
             state.step += 1
-            if state.step % every == 0 or state.step == stage.steps:
+            last = state.step == stage.steps
+            if state.step % every == 0 or last:
                 state.seconds += time.monotonic() - started
                 started = time.monotonic()
                 state.weights = learner.state_dict()
@@ -100,7 +103,7 @@ def train(
                 mean = {key: float(np.mean([s[key] for s in scores])) for key in scores[0]}
                 scores = []
                 row = {"stage": stage.name, "step": state.step, "seconds": state.seconds, "rate": rate, **mean}
-                if state.step % (4 * every) == 0:
+                if state.step % (4 * every) == 0 or last:
                     row |= _score(learner, check, stage.side, where)
                 state.rows.append(row)
                 state.save(folder)
@@ -216,7 +219,7 @@ class _State:
 
     @classmethod
     def load(cls, file: Path) -> _State | None:
-        return cls(**torch.load(file, weights_only=True)) if file.exists() else None
+        return cls(**torch.load(file, map_location="cpu", weights_only=True)) if file.exists() else None
 
     def save(self, folder: Path) -> None:
         with replacing(folder / "state.pt") as part:

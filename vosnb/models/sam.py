@@ -230,8 +230,8 @@ def sam2_config(name: str | Path) -> Path:
     package = Path(sam2.__file__).parent
     known = {file.stem: file for folder in ("sam2", "sam2.1") for file in sorted((package / "configs" / folder).glob("*.yaml"))}
     tries = (
+        *([Path(__file__).with_name(str(name))] if Path(name).name == str(name) else []),  # our own
         Path(name),
-        Path(__file__).with_name(Path(name).name),  # our own
         package / name,
         package / "configs" / name,
         known.get(Path(name).name.removesuffix(".yaml"), Path(name)),

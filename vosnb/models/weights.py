@@ -60,7 +60,11 @@ class Card:
     @property
     def advice(self) -> str:
         """What to do to have it."""
-        how = f"run `vosnb fetch {self.name}`" if self.url else "work in a clone of vosnb's repository, which holds it"
+        how = (
+            f"run `vosnb fetch {self.name}`"
+            if self.url
+            else "work in a clone of vosnb's repository, which holds it, or `vosnb fetch sam2.1_hiera_tiny`"
+        )
         return f"{how} ({self.size}, {self.licence})"
 
 
@@ -91,7 +95,7 @@ def folders() -> list[Path]:
 def path(name: str) -> Path:
     """The verified local file; `InputError` with the command that fetches it, or where the file is not what it was."""
     wanted = card(name)
-    places = folders() if wanted.url else [SHIPPED]
+    places = folders() if wanted.url else [*folders(), SHIPPED]
     for folder in places:
         if (file := folder / wanted.file).is_file():
             _verify(file, file, wanted)
