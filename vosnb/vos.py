@@ -40,7 +40,8 @@ class Vos:
         if getattr(self.strategy, "model", "none") is None:  # decided once: every process and every repeat is to take the same
             from .models import weights
 
-            object.__setattr__(self, "strategy", dataclasses.replace(self.strategy, model=weights.default()))
+            family = getattr(self.strategy, "family", "sam2")
+            object.__setattr__(self, "strategy", dataclasses.replace(self.strategy, model=weights.default(family)))
 
     def plan(self) -> dict[str, Any]:
         video = self.data[0]
