@@ -155,7 +155,7 @@ def test_settings_of_a_strategy_hold_for_its_refinement_too(moving):
         ({"by": []}, "a list of strategies"),
         ({"by": "flow"}, "a list of strategies"),
         ({"by": ["flaw"]}, "a strategy among"),
-        ({"by": ["wander", "xmem"]}, "vosnb fetch xmem"),
+        ({"by": ["wander", "xmem"], "settings": {"xmem": {"model": "xmem"}}}, "vosnb fetch xmem"),
         ({"settings": {"sam": {}}}, "name a strategy that is compared"),
         ({"truth": np.ones((11, 96, 128), np.uint8)}, "truth of 12 frames"),
         ({"aux": (1, 2)}, "an object to compare"),

@@ -37,12 +37,12 @@ def made(tmp_path_factory) -> Path:
 
 def test_everything_is_there_and_an_earlier_demo_is_gone(made):
     assert sorted(path.name for path in made.iterdir()) == [
-        "01_clip", "02_first_frame", "04_sam_frame_to_frame", "06_pathways", "contact_sheet.png", "data", "index.html", "masks",
-        "overlay.mp4", "report.json",
+        "01_clip", "02_first_frame", "03_xmem", "04_sam_frame_to_frame", "06_pathways", "compare", "contact_sheet.png", "data",
+        "index.html", "overlay.mp4", "report.json",
     ]  # fmt: skip
     assert [path.name for path in made.parent.iterdir()] == ["demo"]
     assert Clip(made / "overlay.mp4").shape == (FRAMES, 256, 480, 3)
-    assert all(len(Masks(made / "masks" / by)) == FRAMES for by in module.STRATEGIES)
+    assert all(len(Masks(made / "compare" / "masks" / by)) == FRAMES for by in module.BY)
     with Image.open(made / "contact_sheet.png") as sheet:
         assert np.asarray(sheet).std() > 10
     assert (made / "02_first_frame" / "first.png").exists()
@@ -51,17 +51,38 @@ def test_everything_is_there_and_an_earlier_demo_is_gone(made):
 def test_the_report_says_how_good_each_strategy_is(made):
     report = json.loads((made / "report.json").read_text())
     assert (report["frames"], report["size"]) == (FRAMES, [480, 256])
-    assert [row["by"] for row in report["strategies"]] == ["flow", "sam", "sam2", "sam2long"]
+    assert [row["by"] for row in report["strategies"]] == list(module.BY)
     for row in report["strategies"]:
-        assert row["J"] == pytest.approx((row["J top dye"] + row["J bottom dye"]) / 2)
-        assert row["J&F"] == pytest.approx((row["J"] + row["F"]) / 2)
+        assert row["J"] == pytest.approx((row["J 1"] + row["J 2"]) / 2)
         assert 0.3 < row["J&F"] <= 1 and row["s/frame"] > 0
+
+
+def test_the_table_of_a_report_goes_between_the_marks_of_a_readme(made, tmp_path, monkeypatch):
+    readme = Path(module.__file__).parents[1] / "README.md"
+    copy = tmp_path / "README.md"
+    copy.write_text(readme.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["demo", str(copy), str(made / "report.json")])
+    module.main()
+    report = json.loads((made / "report.json").read_text())
+    assert module.markdown(report) in copy.read_text(encoding="utf-8")
+    assert copy.read_text(encoding="utf-8").splitlines()[0] == readme.read_text(encoding="utf-8").splitlines()[0]
+    copy.write_text("no marks", encoding="utf-8")
+    with pytest.raises(InputError, match="the marks of the comparison"):
+        module.main()
 
 
 def test_every_link_of_the_page_leads_somewhere(made):
     page = (made / "index.html").read_text(encoding="utf-8")
     links = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
-    assert {"overlay.mp4", "contact_sheet.png", "report.json", "02_first_frame/02_first_frame.html"} <= set(links)
+    inner = re.findall(r"""(?:src|href)=["']([^"']+)""", (made / "compare" / "index.html").read_text(encoding="utf-8"))
+    assert all((made / "compare" / link).exists() for link in inner)
+    assert {
+        "overlay.mp4",
+        "contact_sheet.png",
+        "report.json",
+        "compare/index.html",
+        "02_first_frame/02_first_frame.html",
+    } <= set(links)
     assert all((made / link).is_file() for link in links)
 
 

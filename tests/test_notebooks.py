@@ -20,8 +20,7 @@ from vosnb.synth import turbulence
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 FRAMES = 6
-# XMem's small checkpoint is not trained yet: here it only has to run
-DRY = {"03_xmem": {"model": "mini-random", "size": 96}, "08_evaluate": {"by": "flow, sam2long"}}
+DRY = {"08_evaluate": {"by": "flow, sam2long"}}
 SEEN = {"image/png", "image/jpeg", "text/html"}  # pictures and tables
 
 

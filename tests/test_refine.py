@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from conftest import disc
@@ -10,11 +11,13 @@ from vosnb.clip import Clip
 from vosnb.errors import InputError
 from vosnb.logits import mask_to_box
 from vosnb.masks import Masks
-from vosnb.models import Decoded, Encoded
+from vosnb.metrics import jaccard
+from vosnb.models import Decoded, Encoded, weights
 from vosnb.propagate import Propagation, propagate
 from vosnb.refine import changes, refine
 from vosnb.strategies import get
 from vosnb.strategies.refined import Refined
+from vosnb.synth import turbulence
 
 
 class Spy:
@@ -191,3 +194,29 @@ def test_masks_of_another_clip_are_refused(moving):
         refine(images, labels, "points")
     with pytest.raises(InputError, match="a model among"):
         refine(images, labels, model="grabcat")
+
+
+@pytest.mark.parametrize(("sure", "trust", "moves"), [(3, 2, True), (1, 2, False), (1, 0, True), (3, 4, False)])
+def test_the_model_overrules_a_mask_only_where_it_is_surer_than_trust(moving, sure, trust, moves):
+    images, labels = moving
+    refined = refine(images, labels, model=Spy(shift=3), strength=sure, trust=trust, show_progress=False)
+    assert (np.asarray(refined) != labels).any() == moves
+
+
+def test_refining_gains_more_than_it_costs_a_perfect_mask():
+    """With the small model, on masks whose outlines are wrong, and on the truth itself."""
+    images, labels = zip(*turbulence(seed=301, frames=3, height=128, width=240), strict=True)
+    truth = np.stack([np.where(frame == 3, 0, frame) for frame in labels]).astype(np.uint8)
+    sloppy = np.stack([cv2.dilate(frame, np.ones((7, 7), np.uint8)) for frame in truth])
+    found = {
+        name: refine(np.stack(images), masks, model=weights.SMALL, show_progress=False)
+        for name, masks in {"truth": truth, "sloppy": sloppy}.items()
+    }
+
+    def quality(masks) -> float:
+        return float(
+            np.mean([jaccard(np.asarray(m) == obj, t == obj) for m, t in zip(masks, truth, strict=True) for obj in (1, 2)])
+        )
+
+    cost, gain = 1 - quality(found["truth"]), quality(found["sloppy"]) - quality(sloppy)
+    assert cost < 0.01 and gain > cost

@@ -159,6 +159,9 @@ def refine(
         str | None, typer.Option(help="vosnb-mini-sam2 (default until a SAM 2.1 is fetched), grabcut, sam2.1_hiera_tiny, …")
     ] = None,
     strength: Annotated[float, typer.Option(help="The ± of a mask's logits.")] = 18.0,
+    trust: Annotated[
+        float, typer.Option(help="The model overrules a mask where it is surer than this, in logits; 0: always.")
+    ] = 2.0,
     overwrite: Overwrite = False,
 ) -> None:
     """Refine masks frame by frame with an image model."""
@@ -166,7 +169,7 @@ def refine(
     from .refine import refine as verb
 
     check_result(out, (), clip, masks)
-    refined = verb(_clip(clip), masks, prompt, model, strength=strength, out=out, overwrite=overwrite)
+    refined = verb(_clip(clip), masks, prompt, model, strength=strength, trust=trust, out=out, overwrite=overwrite)
     for obj, kept in changes(refined).items():
         least = min(kept, key=kept.__getitem__)
         mean = sum(kept.values()) / len(kept)

@@ -293,7 +293,7 @@ def compare(
                 results = progress(results, total=clip.length, label=name, show=show_progress)
                 masks = collect(results, clip, out=known.folder(name), overwrite=True)
                 seconds = (time.perf_counter() - started) / len(clip)
-            run = Run(masks, seconds, peak.resident - began, peak.gpu)
+            run = Run(masks, seconds, max(0.0, peak.resident - began), peak.gpu)  # what others held may have been freed
             known.put(name, strategy, run)
         runs[name] = run
     if truth is not None:

@@ -5,31 +5,31 @@ from __future__ import annotations
 import html
 import json
 import shutil
+import sys
 import time
 from contextlib import chdir
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from .clip import Clip
+from .compare import Comparison, compare
 from .errors import InputError, RunFailed
-from .evaluate import Report, evaluate
 from .files import replacing, replacing_folder
 from .masks import Masks
-from .propagate import propagate
 from .run import run_notebook
 from .segment import segment
-from .show import contact_sheet
 from .synth import Scene, scene, turbulence, write_scenes
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 TITLE = "<title>vosnb demo</title>"
-MODEL = "vosnb-mini-sam2"  # whatever else was fetched: the demo is the same everywhere
+MODEL, XMEM = "vosnb-mini-sam2", "vosnb-mini-xmem"  # whatever else was fetched: the demo is the same everywhere
 COLORS = {1: "#3b6cff", 2: "#ff4040"}  # the two dyes, as in the example
-STRATEGIES: dict[str, dict[str, Any]] = {
-    "flow": {}, "sam": {"model": MODEL}, "sam2": {"model": MODEL}, "sam2long": {"model": MODEL},
+BY = ("flow", "sam", "sam2", "sam2long", "xmem", "xmem+refine")
+SETTINGS = {
+    **{by: {"model": MODEL} for by in ("sam", "sam2", "sam2long")}, "xmem": {"model": XMEM}, "xmem+refine": {"refine_model": MODEL},
 }  # fmt: skip
-PAGES = ("01_clip", "02_first_frame", "04_sam_frame_to_frame", "06_pathways")
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 
@@ -47,49 +47,47 @@ def demo(out: str | Path = "runs/demo", frames: int = 120) -> Path:
     out, begun = Path(out), time.monotonic()
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or _is_demo(out))):
         raise InputError(f"{out} to be new, empty or an earlier demo", "something else", "choose another with --out")
-    with replacing_folder(out, overwrite=True) as making:
-        print("1/4 two clips with ground truth: dyes in a channel, and something that goes behind a pillar")
+    beside = out.parent.resolve()
+    with replacing_folder(out, overwrite=True) as making, chdir(making):  # so that what is shown holds in the finished folder
+        print("1/3 two clips with ground truth: dyes in a channel, and something that goes behind a pillar")
         dyes, hidden = turbulence(frames=frames), scene(7, "occluder", frames)
-        write_scenes(making / "data", [dyes, hidden])
-        clip, truth = Clip(making / _images(dyes)), Masks(making / _truth(dyes))
+        write_scenes("data", [dyes, hidden])
+        clip, truth = Clip(_images(dyes)), Masks(_truth(dyes))
 
-        print("2/4 the first frame from a box per dye, then every strategy")
+        print("2/3 the notebooks")
+        for name, parameters in _notebooks(dyes, hidden).items():
+            try:
+                run_notebook(NOTEBOOKS / f"{name}.ipynb", name, {**parameters, "out": name})
+            except RunFailed as error:
+                raise RunFailed(Path(shutil.copy(error.notebook, beside)), error.cell, error.reason) from error
+
+        print("3/3 the first frame from a box per dye, then every strategy from there")
         first = segment(clip[0], dyes.prompts()[0], MODEL, fill_holes=True, aux=dyes.aux)
-        found: dict[str, Masks] = {}
-        rows = []
-        for by, settings in STRATEGIES.items():
-            start = time.monotonic()
-            found[by] = propagate(clip, {0: first}, by, aux=dyes.aux, **settings, out=making / "masks" / by)
-            seconds = (time.monotonic() - start) / len(clip)
-            rows.append(_row(by, evaluate(found[by], truth, ids=(1, 2)), seconds))
-
-        print("3/4 the notebooks")
-        beside = out.parent.resolve()
-        with chdir(making):  # so that what they show holds in the finished folder, whose name this is not
-            for name, parameters in _notebooks(dyes, hidden).items():
-                try:
-                    run_notebook(NOTEBOOKS / f"{name}.ipynb", name, {**parameters, "out": name})
-                except RunFailed as error:
-                    raise RunFailed(Path(shutil.copy(error.notebook, beside)), error.cell, error.reason) from error
-
-        print("4/4 pictures")
-        best = max(rows, key=lambda row: row["J&F"])["by"]
-        found[best].video(clip, making / "overlay.mp4", colors=COLORS)
-        shown = Masks([np.where(np.isin(labels, dyes.aux), np.uint8(0), labels) for labels in truth])
-        _write_sheet(making / "contact_sheet.png", clip, {"ground truth": shown, **found})
+        found = compare(clip, {0: first}, BY, truth, settings=SETTINGS, aux=dyes.aux, out="compare")
+        found.save("compare", colors=COLORS)
+        table = found.table()
+        best = str(table["J&F"].idxmax())
+        found.runs[best].masks.video(clip, "overlay.mp4", colors=COLORS)
+        _write_sheet(Path("contact_sheet.png"), found)
         about = {
-            "clip": dyes.name,
-            "frames": len(clip),
-            "size": [clip.width, clip.height],
-            "model": MODEL,
+            "clip": dyes.name, "frames": len(clip), "size": [clip.width, clip.height], "models": [MODEL, XMEM],
             "seconds": round(time.monotonic() - begun, 1),
-        }
-        (making / "report.json").write_text(json.dumps({**about, "strategies": rows}, indent=1))
-        with replacing(making / "index.html") as page:
-            page.write_text(_page(rows, best), encoding="utf-8")
-    print(_table(rows))
+        }  # fmt: skip
+        rows = table.reset_index(names="by").to_dict(orient="records")
+        Path("report.json").write_text(json.dumps({**about, "strategies": rows}, indent=1), encoding="utf-8")
+        Path("index.html").write_text(_page(table, best, list(_notebooks(dyes, hidden))), encoding="utf-8")
+    print(table.to_string(float_format="{:.3f}".format))
     print(f"\nLook at {out / 'index.html'} ({time.monotonic() - begun:.0f} s)")
     return out / "index.html"
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """A demo's report as the README's table, which `python -m vosnb.demo README.md` puts there."""
+    lines = ["| `by=` | J top dye | J bottom dye | J&F | s/frame | MB |", "|---|---|---|---|---|---|"]
+    for row in report["strategies"]:
+        values = (f"{row[key]:.3f}" for key in ("J 1", "J 2", "J&F", "s/frame"))
+        lines.append(f"| `{row['by']}` | {' | '.join(values)} | {row['MB']:.0f} |")
+    return "\n".join(lines)
 
 
 def _images(of: Scene) -> str:
@@ -106,6 +104,13 @@ def _notebooks(dyes: Scene, hidden: Scene) -> dict[str, dict[str, Any]]:
     return {
         "01_clip": {"source": _images(dyes)},
         "02_first_frame": shared,
+        "03_xmem": {
+            **{key: value for key, value in shared.items() if key != "model"},
+            "first_model": MODEL,
+            "model": XMEM,
+            "truth": _truth(dyes),
+            "frames": 60,
+        },
         "04_sam_frame_to_frame": {**shared, "truth": _truth(dyes), "frames": 60},
         "06_pathways": {**shared, "clip": _images(hidden), "prompts": f"data/prompts/{hidden.name}.json"},
     }
@@ -116,44 +121,43 @@ def _is_demo(folder: Path) -> bool:
     return page.is_file() and TITLE in page.read_text(encoding="utf-8", errors="replace")
 
 
-def _row(by: str, report: Report, seconds: float) -> dict[str, Any]:
-    top, bottom = report.J.values()
-    summary = report.summary
-    return {
-        "by": by, "J top dye": top, "J bottom dye": bottom, "J": summary["J-Mean"], "F": summary["F-Mean"],
-        "J&F": summary["J&F-Mean"], "s/frame": seconds,
-    }  # fmt: skip
-
-
-def _write_sheet(path: Path, clip: Clip, found: dict[str, Masks]) -> None:
+def _write_sheet(path: Path, found: Comparison) -> None:
     from PIL import Image
 
-    frames = [round(i * (len(clip) - 1) / 3) for i in range(4)]
-    sheets = [
-        contact_sheet(clip, masks, frames, titles=[f"{name}, frame {t}" for t in frames], colors=COLORS)
-        for name, masks in found.items()
-    ]
-    Image.fromarray(np.concatenate(sheets)).save(path)
+    frames = [round(i * (len(found.clip) - 1) / 3) for i in range(4)]
+    Image.fromarray(found.contact_sheet(frames, colors=COLORS)).save(path)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    names = [name for name in rows[0] if name != "by"]
-    head = f"{'strategy':9}" + "".join(f"{name:>14}" for name in names)
-    return "\n".join([head, *(f"{row['by']:9}" + "".join(f"{row[name]:14.3f}" for name in names) for row in rows)])
-
-
-def _page(rows: list[dict[str, Any]], best: str) -> str:
-    table = html.escape(_table(rows))
-    notebooks = "".join(f'<li><a href="{n}/{n}.html">{n}</a></li>' for n in PAGES)
+def _page(table: pd.DataFrame, best: str, notebooks: list[str]) -> str:
+    numbers = html.escape(table.to_string(float_format="{:.3f}".format))
+    links = "".join(f'<li><a href="{n}/{n}.html">{n}</a></li>' for n in notebooks)
     return f"""<!doctype html><meta charset="utf-8">{TITLE}
 <style>body{{font:16px/1.5 system-ui;max-width:1300px;margin:2em auto;padding:0 1em}}img,video{{max-width:100%}}</style>
 <h1>Two dyes in a channel</h1>
 <p>One box per dye on frame 0, then every strategy from the same first masks: optical flow (flow), SAM frame by frame (sam), SAM 2
-(sam2), SAM 2 with three pathways (sam2long); J and F against the ground truth, without frame 0. The networks are {MODEL}, a small
-model for clips like this one, not for real footage. The video shows {best}.</p>
+(sam2), SAM 2 with three pathways (sam2long), XMem (xmem), and XMem's masks refined by SAM 2 (xmem+refine); J and F against the ground
+truth, without frame 0. The networks are {MODEL} and {XMEM}, small models for clips like this one, not for real footage. The video shows
+{html.escape(best)}.</p>
 <video src="overlay.mp4" controls autoplay loop muted></video>
-<pre>{table}</pre>
+<pre>{numbers}</pre>
+<p><a href="compare/index.html">The comparison</a>: the frames where they disagree most, quality over time, all in one film.</p>
 <img src="contact_sheet.png" alt="ground truth and strategies on four frames">
-<h2>The notebooks, executed</h2><ul>{notebooks}</ul>
-<p>Also here: <a href="report.json">report.json</a>, masks/ (indexed PNGs by strategy), data/ (the clips with their ground truth).</p>
+<h2>The notebooks, executed</h2><ul>{links}</ul>
+<p>Also here: <a href="report.json">report.json</a>, compare/masks/ (indexed PNGs by strategy), data/ (the clips and
+their ground truth).</p>
 """
+
+
+def main() -> None:
+    """README FILE [REPORT]: puts the table of a demo's report between README's two marks."""
+    readme, report = Path(sys.argv[1]), json.loads(Path(*sys.argv[2:] or ["runs/demo/report.json"]).read_text(encoding="utf-8"))
+    before, mark, rest = readme.read_text(encoding="utf-8").partition("<!-- comparison: python -m vosnb.demo README.md -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not (mark and end):
+        raise InputError("a file with the marks of the comparison", str(readme), "see README.md of the repository")
+    with replacing(readme) as part:
+        part.write_text(f"{before}{mark}{markdown(report)}\n{end}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

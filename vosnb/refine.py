@@ -26,6 +26,7 @@ def refine(
     model: str | Path | models.ImageModel | None = None,
     *,
     strength: float = 18.0,
+    trust: float = 2.0,
     out: str | Path | None = None,
     overwrite: bool = False,
     show_progress: bool = True,
@@ -33,7 +34,8 @@ def refine(
     """The masks of a clip, (T, H, W), refined frame by frame: Masks in, Masks out; with `out` a folder, as in `propagate`.
 
     `prompt` says what `model`, any that `segment` takes, is given of each object's mask: "mask+box" (as ±`strength` logits, and its tight
-    box), "box" or "mask". All objects of a frame are decoded in one call, and compete for pixels. How much it changed is in the
+    box), "box" or "mask". It overrules a mask only where it is surer than `trust`, in logits; 0 is its word alone, as in the turbulence
+    example. All objects of a frame are decoded in one call, and compete for pixels. How much it changed is in the
     scores, as `disagreement` (1 − IoU with what the mask was), and in `changes`. The same behind `propagate`: by="xmem+refine".
 
     `InputError` where the masks are not the clip's, and as in `segment`, before the first frame.
@@ -42,7 +44,7 @@ def refine(
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     if masks.shape != (clip.length, clip.height, clip.width):
         raise InputError(f"masks of {clip.length} frames of {clip.width}×{clip.height}", repr(masks), "give those of this clip")
-    refiner = Refiner(models.load(model), prompt, strength)
+    refiner = Refiner(models.load(model), prompt, strength, trust)
     results = progress(_refined(clip, masks, refiner), total=clip.length, label="refine", show=show_progress)
     return collect(results, clip, out=out, overwrite=overwrite)
 

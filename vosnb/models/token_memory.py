@@ -109,8 +109,12 @@ class Memory:
         groups = range(len(self.groups))
         columns = [self._columns(g) for g in groups]
         found = []
-        for part in query.split(max(1, SCRATCH * (1 if key.device.type == "cpu" else 32) // len(tokens))):
-            similarity = part @ tokens.T
+        rows = max(1, SCRATCH * (1 if key.device.type == "cpu" else 32) // len(tokens))
+        scratch = query.new_empty(
+            min(rows, len(query)), len(tokens)
+        )  # one for all portions: memory given back is not always reused
+        for part in query.split(rows):
+            similarity = torch.mm(part, tokens.T, out=scratch[: len(part)])
             owned = (similarity if columns[g] is None else similarity[:, columns[g]] for g in groups)
             found.append([choose(own, min(self.rules.top_k, own.shape[1])) for own in owned])
         said, usage = [], torch.zeros(len(tokens), dtype=key.dtype, device=key.device)

@@ -25,20 +25,24 @@ PROMPTS = ("mask+box", "box", "mask")
 @dataclass(frozen=True)
 class Refined:
     """`first`: the strategy whose masks are refined; `model`: any image model of `segment`; `prompt`: what it is given of each mask,
-    mask+box, box or mask; `strength`: the ± of the mask's logits. A mask that a person gave stays as it is."""
+    mask+box, box or mask; `strength`: the ± of the mask's logits; `trust`: logits by which the mask itself is believed, so that the
+    model overrules it only where it is surer than this; 0 is the model's word alone, as in the turbulence example. A mask that a
+    person gave stays as it is."""
 
     first: Any
     prompt: str = "mask+box"
     model: Any = None
     strength: float = 18.0
+    trust: float = 2.0
 
     def __post_init__(self) -> None:
-        _check(self.prompt, self.strength)
+        _check(self.prompt, self.strength, self.trust)
 
     def tracker(self, shape: tuple[int, int], frames: int | None) -> RefinedTracker:
         from ..models import load
 
-        return RefinedTracker(Refiner(load(self.model), self.prompt, self.strength), self.first.tracker(shape, frames))
+        refiner = Refiner(load(self.model), self.prompt, self.strength, self.trust)
+        return RefinedTracker(refiner, self.first.tracker(shape, frames))
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,10 @@ class Refiner:
     model: Any
     prompt: str
     strength: float
+    trust: float
 
     def __post_init__(self) -> None:
-        _check(self.prompt, self.strength)
+        _check(self.prompt, self.strength, self.trust)
 
     def __call__(self, image: np.ndarray, found: Result, given: Collection[int] = ()) -> Result:
         """`found`, with its label map (H, W) refined on the image (H, W, 3), but for the objects `given`: these keep their pixels.
@@ -63,11 +68,13 @@ class Refiner:
         if not asked:
             return found
         decoded = self.model.decode(self.model.encode(image), list(asked.values()), strength=self.strength)
-        labels = merge(decoded.logits[:, 0], tuple(asked))
+        own = np.stack([before[obj] for obj in asked])
+        refined = decoded.logits[:, 0] + np.where(own, np.float32(self.trust), np.float32(-self.trust))
+        labels = merge(refined, tuple(asked))
         for obj in set(before) & set(given):
             labels[before[obj]] = obj
         logits = {obj: np.where(mask, np.float32(1), np.float32(-1)) for obj, mask in before.items()}  # of those given
-        logits.update(zip(asked, decoded.logits[:, 0], strict=True))
+        logits.update(zip(asked, refined, strict=True))
         scores = {obj: found.scores.get(obj, Score()) for obj in sorted({*found.scores, *before})}
         for obj, iou in zip(asked, decoded.iou[:, 0].tolist(), strict=True):
             scores[obj] = replace(scores[obj], iou=iou, disagreement=1 - _iou(before[obj], labels == obj))
@@ -102,11 +109,13 @@ class RefinedTracker:
             yield self.refiner(image, result, [obj for obj, prompt in prompts.items() if prompt.mask is not None])
 
 
-def _check(prompt: str, strength: float) -> None:
+def _check(prompt: str, strength: float, trust: float) -> None:
     if prompt not in PROMPTS:
         raise InputError("a prompt among " + ", ".join(PROMPTS), repr(prompt), "choose one of these")
     if not 0 < strength < float("inf"):
         raise InputError("a strength, in logits, above 0", strength, "18 is a mask that is sure of itself")
+    if not 0 <= trust < float("inf"):
+        raise InputError("a trust, in logits, of 0 or more", trust, "0 is the model's word alone, 2 what is usual")
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
