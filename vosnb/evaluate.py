@@ -561,7 +561,8 @@ def _inflated(data: bytes) -> np.ndarray | None:
     if size > LARGEST or len(packed) > size:
         return None
     try:
-        rows = np.frombuffer(zlib.decompress(packed[2:], -zlib.MAX_WBITS, size), np.uint8)
+        # room for a byte more than there is: a buffer that is full is doubled, and copied, before the end is seen
+        rows = np.frombuffer(zlib.decompress(packed[2:], -zlib.MAX_WBITS, size + 1), np.uint8)
     except zlib.error:
         return None
     if rows.size != size:
