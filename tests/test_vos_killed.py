@@ -1,0 +1,89 @@
+"""`vosnb vos` killed with SIGKILL at ten random moments, and repeated: the same bytes as if left alone, and nothing else.
+
+By default on a few short scenes. With VOSNB_SLOW=1 on the whole mini-benchmark, and through a network too (some minutes each).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from vosnb.embedded.benchmark import make_benchmark
+from vosnb.synth import scene, write_scenes
+
+KILLS = 10
+ROOT = Path(__file__).resolve().parents[1]
+SLOW = pytest.mark.skipif(os.environ.get("VOSNB_SLOW") != "1", reason="minutes on the whole mini-benchmark: set VOSNB_SLOW=1")
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory) -> Path:
+    return make_benchmark(tmp_path_factory.mktemp("benchmark") / "data")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    kinds = ["occluder", "lookalike", "late", "deform", "camera", "mixed"]
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "data", [scene(7, kind, 12) for kind in kinds])
+
+
+def begin(data: Path, out: Path, by: str) -> subprocess.Popen:
+    """The command, in a process group of its own."""
+    command = [sys.executable, "-m", "vosnb.cli", "vos", "--data", data, "--by", by, "-o", out, "--jobs", "2"]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True, **quiet)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def workers(out: Path) -> list[int]:
+    """The processes that work on this result."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if f"{out}.run" in line:
+            found.append(process.pid)
+    return found
+
+
+@pytest.mark.parametrize(
+    "data, by, seed",
+    [
+        ("scenes", "flow", 1),
+        pytest.param("benchmark", "flow", 2, marks=SLOW),
+        pytest.param("benchmark", "sam2", 3, marks=SLOW),
+    ],
+)
+def test_killed_ten_times_and_repeated_the_bytes_are_those_of_a_run_left_alone(data, by, seed, request, tmp_path):
+    folder = request.getfixturevalue(data)
+    begun = time.monotonic()
+    assert begin(folder, tmp_path / "calm", by).wait() == 0
+    seconds, calm = time.monotonic() - begun, contents(tmp_path / "calm")
+    out, draw, hit = tmp_path / "out", random.Random(seed), 0
+    for n in range(KILLS):
+        batch = begin(folder, out, by)
+        time.sleep(draw.uniform(0, 1.2 * seconds / KILLS) if n else seconds / 3)  # the first one has something to lose
+        if n % 3 == 2:
+            os.killpg(batch.pid, signal.SIGKILL)  # all of it at once, as when a machine stops
+        else:
+            batch.kill()  # the command alone: its workers must not outlive it
+        hit += batch.wait() == -signal.SIGKILL
+        left = contents(out) if out.is_dir() else {}
+        whole = {name.split("/")[0] for name in left}
+        assert left == {name: data for name, data in calm.items() if name.split("/")[0] in whole}, "a video is whole or not there"
+    assert hit >= KILLS / 2 and begin(folder, out, by).wait() == 0
+    assert contents(out) == calm
+    assert not list(Path(f"{out}.run", "tmp").iterdir()) and not list(Path(f"{out}.run", "failed").iterdir())
+    assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
+    assert not workers(out)
