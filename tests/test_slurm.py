@@ -43,9 +43,7 @@ def begin() -> Iterator[Callable[..., subprocess.Popen]]:
         )
         path = os.pathsep.join([str(HERE), str(HERE.parent)])
         with log.open("a") as told:
-            begun.append(
-                subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, stderr=told)
-            )
+            begun.append(subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, stderr=told))
         return begun[-1]
 
     yield start

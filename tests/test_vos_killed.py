@@ -81,7 +81,9 @@ def test_killed_ten_times_and_repeated_the_bytes_are_those_of_a_run_left_alone(d
         hit += batch.wait() == -signal.SIGKILL
         left = contents(out) if out.is_dir() else {}
         whole = {name.split("/")[0] for name in left}
-        assert left == {name: data for name, data in calm.items() if name.split("/")[0] in whole}, "a video is whole or not there"
+        assert left == {name: data for name, data in calm.items() if name.split("/")[0] in whole}, (
+            "a video is whole or not there"
+        )
     assert hit >= KILLS / 2 and begin(folder, out, by).wait() == 0
     assert contents(out) == calm
     assert not list(Path(f"{out}.run", "tmp").iterdir()) and not list(Path(f"{out}.run", "failed").iterdir())

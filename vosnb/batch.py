@@ -193,16 +193,15 @@ def _prepare(job: Job, plan: dict[str, Any], out: Path, state: Path, overwrite: 
             elif not path.name.startswith("lock"):
                 path.unlink()
     if file.is_file():
-        old = json.loads(file.read_text())["plan"]
-        if old != plan:
-            other = ", ".join(
-                f"{key}: {_short(old.get(key))} → {_short(plan.get(key))}"
-                for key in {**old, **plan}
-                if old.get(key) != plan.get(key)
-            )
+        begun = json.loads(file.read_text())
+        if begun["plan"] != plan:
             raise InputError(
-                f"the plan that {out} was begun with", f"another one ({other})", "choose another folder, or say overwrite"
+                f"the plan that {out} was begun with",
+                f"another one ({_changes(begun['plan'], plan)})",
+                "choose another folder, or say overwrite",
             )
+        if changed := _changes(begun["versions"], _versions()):
+            print(f"note: {out.name} was begun with other versions ({changed})", file=sys.stderr)
     else:
         if out.is_dir() and any(out.iterdir()):
             raise InputError(f"{out} to be new, empty or that of an earlier run", "something else", "choose another name")
@@ -250,6 +249,18 @@ def _versions() -> dict[str, str]:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> str:
+    """'iou_thre: 0.1 → 0.3, …', of settings within settings too."""
+    found = []
+    for key in {**old, **new}:
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found.append(_changes(was, now, f"{within}{key}."))
+        elif was != now:
+            found.append(f"{within}{key}: {_short(was)} → {_short(now)}")
+    return ", ".join(filter(None, found))
 
 
 def _short(value: Any) -> str:

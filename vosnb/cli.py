@@ -255,7 +255,7 @@ def evaluate(
             ids=only,
             missing=missing,
             jobs=jobs,
-            compared={"masks": str(masks), "truth": str(truth)},
+            **({} if protocol else {"compared": {"masks": str(masks), "truth": str(truth)}}),
             **chosen,
         )
         for masks in results
@@ -393,10 +393,12 @@ def _clip(source: str) -> Clip:
 
 
 def _name(folder: Path, among: list[Path]) -> str:
-    """What to call one of several results: its last part, or all of it where these are the same."""
-    return (
-        folder.name if [f.name for f in among].count(folder.name) == 1 else "_".join(p for p in folder.parts if p not in "/..")
-    )
+    """What to call one of several results: its last part, but those that all have (masks), or all of it where names are the same."""
+    parts = [f.parts for f in among]
+    shared = next((n for n, last in enumerate(zip(*map(reversed, parts), strict=False)) if len({*last}) > 1), 0)
+    names = [p[-1 - shared] for p in parts if len(p) > shared]
+    name = folder.parts[-1 - shared] if len(folder.parts) > shared else ""
+    return name if names.count(name) == 1 else "_".join(p for p in folder.parts if p not in "/..")
 
 
 def _with_options(asked: Prompts, frame: int, points: Any, background: Any, boxes: Any) -> Prompts:

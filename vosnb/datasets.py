@@ -116,19 +116,20 @@ class Video:
     def prompts(self, every: bool = False) -> Prompts:
         """Each object's first annotation, or `every` one, as masks on the clip's frames.
 
-        Where each object has a folder, `objects` says which. `InputError`: an annotation of another size than the frames', damaged, or
-        without a frame of its name; no object at all.
+        Where each object has a folder, `objects` says which. Masks of 0 and 255 alone are of one object, 1; beside ids, 255 is void.
+        `InputError`: an annotation of another size than the frames', damaged, or without a frame of its name; no object at all.
         """
         clip = self.clip
         place = {name: t for t, name in enumerate(clip.names)}
         found: dict[int, dict[int, np.ndarray]] = {}
         seen: set[int] = set()
-        folders = self._folders()
+        folders, binary = self._folders(), self.binary
         for t, obj, path in self._annotated(place, folders):
             if obj in seen and not every:
                 continue
             labels = read_labels(path, size=(clip.height, clip.width), phantom="trust")
-            if obj is not None or self.binary:
+            binary |= not seen and ids_in(labels) == {VOID}
+            if obj is not None or binary:
                 masks = {obj or 1: labels > 0} if labels.any() else {}
             else:
                 masks = {i: labels == i for i in sorted(ids_in(labels) - {VOID}) if every or i not in seen}
@@ -289,7 +290,7 @@ def folders(
 def names_in(file: str | Path) -> list[str]:
     """The videos that a list names, one a line; or, as DAVIS 2016 has it, by the paths of a frame and its mask."""
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("a text file of names, one a line", f"{file} ({error})", "check the path") from error
     words = (line.strip() for line in lines)

@@ -60,11 +60,10 @@ class Vos:
     def make(self, name: str, folder: Path) -> dict[str, Any]:
         video = self.data[name]
         clip, prompts = video.clip, video.prompts(self.every)
-        names, first = clip.names, min(prompts)
-        notes = []
-        if not self.late and (late := sorted({*prompts.ids} - {*prompts[first]})):
+        names, notes = clip.names, []
+        if not self.late and (late := sorted({*prompts.ids} - {*prompts.get(0, {})})):
             notes.append(
-                f"object {', '.join(map(str, late))} appears after frame {names[first]} and is tracked from there; "
+                f"object {', '.join(map(str, late))} appears after frame {names[0]} and is tracked from there; "
                 f"say {LATE_FLAG} where that is expected, as for LVOS and YouTube-VOS"
             )
         nothing = np.zeros((clip.height, clip.width), bool)
