@@ -17,7 +17,7 @@ from batch_job import Write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vosnb.batch import chunk, pieces, run, state_of
+from vosnb.batch import _changes, chunk, pieces, run, state_of
 from vosnb.errors import InputError
 
 ITEMS = {f"v{n:02d}": float(n % 7 + 1) for n in range(12)}
@@ -150,6 +150,19 @@ def test_another_plan_into_the_same_folder_is_refused_unless_told_to_overwrite(t
     assert contents(tmp_path / "out") == expected("ab")
     assert run(Write({"a": 1}, flavour="sour"), tmp_path / "out", overwrite=True).code == 0
     assert contents(tmp_path / "out") == expected("a", "sour")
+
+
+def test_what_differs_is_said_of_settings_within_settings_and_other_versions_are_noted(tmp_path, capfd):
+    old = {"strategy": {"name": "x", "iou_thre": 0.1, "first": {"k": 1}}, "items": ["a"]}
+    new = {"strategy": {"name": "x", "iou_thre": 0.3, "first": {"k": 2}}, "items": ["a"]}
+    assert _changes(old, new) == "strategy.iou_thre: 0.1 → 0.3, strategy.first.k: 1 → 2"
+    run(Write({"a": 1}), tmp_path / "out")
+    assert "other versions" not in capfd.readouterr().err
+    file = tmp_path / "out.run" / "run.json"
+    begun = json.loads(file.read_text())
+    file.write_text(json.dumps({**begun, "versions": {**begun["versions"], "numpy": "1.0"}}))
+    assert run(Write({"a": 1}), tmp_path / "out").code == 0
+    assert 'note: out was begun with other versions (numpy: "1.0" → ' in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

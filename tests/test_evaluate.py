@@ -441,6 +441,9 @@ def test_the_worst_masks_are_drawn_on_the_frames(pair, tmp_path):
     )
     with pytest.raises(InputError, match="frames to draw on"):
         report.save(tmp_path / "other", images=tmp_path)
+    for path in (tmp_path / "jpg" / "a").iterdir():
+        path.rename(path.with_suffix(".JPEG"))
+    assert report.save(tmp_path / "more", images=tmp_path / "jpg").is_dir()
 
 
 def test_a_comparison_pairs_objects_and_says_how_sure_it_is(tmp_path):
