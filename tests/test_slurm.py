@@ -17,6 +17,7 @@ from slurm_cluster import until
 
 from vosnb.batch import run
 from vosnb.errors import InputError
+from vosnb.synth import scene, write_scenes
 
 ITEMS = {f"v{n:02d}": float(n % 5 + 1) for n in range(20)}
 HERE = Path(__file__).resolve().parent
@@ -137,6 +138,19 @@ def test_the_command_may_end_the_jobs_go_on_and_a_repeat_waits_for_them(slurm, b
     signalling.wait()
     assert json.loads((state / "slurm" / "jobs.json").read_text()) == jobs, "nothing was submitted twice"
     assert sorted(p.name for p in out.iterdir()) == sorted(ITEMS) and not list((state / "tmp").iterdir())
+
+
+def test_vosnb_vos_sends_a_data_set_there(slurm, tmp_path):
+    data = write_scenes(tmp_path / "data", [scene(7, kind, 6) for kind in ("deform", "camera", "late")])
+    asked = ["--data", data, "--by", "flow", "--report", tmp_path / "report", "--protocol", "youtube-vos"]
+    on_slurm = ["--slurm", "partition=low,time=5,cpus_per_task=1", "--slurm", "workers=2"]
+    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    for out, more in (("there", on_slurm), ("here", [])):
+        command = [sys.executable, "-m", "vosnb.cli", "vos", *asked, "-o", tmp_path / out, *more]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+        assert done.returncode == 0 and "3 done, 0 failed, 0 left" in done.stdout and "J&F-Mean" in done.stdout, done.stderr
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    assert (tmp_path / "there.run" / "slurm" / "jobs.json").is_file()
 
 
 @pytest.mark.filterwarnings(

@@ -654,10 +654,14 @@ def _tracks(
     ids = plan.ids
     if plan.ids is None or (plan.object is not None and protocol.objects == "seen"):
         ids = tuple(sorted(in_truth))
-        if protocol.objects == "listed":  # a prompt that is never seen again counts too
-            ends = (plan.names[0], plan.names[-1])
+        if plan.object is None:
             truth_of = next(iter(plan.pairs.values()))[1].parent
-            ids = tuple(sorted(in_truth.union(*(ids_in(_read(truth_of / f"{name}.png", protocol.void)) for name in ends))))
+            ends = (ids_in(_read(truth_of / f"{name}.png", protocol.void)) for name in (plan.names[0], plan.names[-1]))
+            once = set().union(*ends) - in_truth
+            if protocol.objects == "listed":  # a prompt that is never seen again counts too
+                ids = tuple(sorted(in_truth | once))
+            elif once:
+                notes.append(f"{where}: object {_few(sorted(once))} is on no frame scored; left out.")
     if plan.object is None and not plan.lost:
         if extra := sorted(in_masks - {*ids}):
             notes.append(f"{where}: the ground truth has no object {_few(extra)}; ignored.")
