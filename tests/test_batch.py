@@ -176,8 +176,13 @@ def test_a_folder_of_something_else_is_left_alone(overwrite, tmp_path):
 
 @pytest.mark.parametrize(
     "how, says",
-    [({"jobs": 0}, "at least one process"), ({"part": (3, 3)}, "a part from 0 to 2"), ({"slurm": {}}, "no sbatch")],
-    ids=["no process", "no such part", "no SLURM"],
+    [
+        ({"part": (0, 2), "overwrite": True}, "overwrite of one"),
+        ({"jobs": 0}, "at least one process"),
+        ({"part": (3, 3)}, "a part from 0 to 2"),
+        ({"slurm": {}}, "no sbatch"),
+    ],
+    ids=["one part anew", "no process", "no such part", "no SLURM"],
 )
 def test_arguments_that_do_not_fit(how, says, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -109,7 +109,8 @@ def run(
 
     `jobs`: processes, each on a GPU of its own as far as there are any; None: one per GPU, or per four cores.  `part` (i, n): the i-th
     of n nearly equal parts of the sorted items, for callers that share them out themselves.  `slurm`: what submitit's SlurmExecutor
-    takes (partition, time in minutes, gpus_per_node, …) and `workers`, how many run at a time.  `overwrite`: remove an earlier run first.
+    takes (partition, time in minutes, gpus_per_node, …) and `workers`, how many run at a time.  `overwrite`: remove an earlier run first
+    (not with parts, which may run at the same time).
 
     TERM, USR2 and INT end it in order: what was in hand is given back. `InputError`, before any work: results of another plan or of
     something else in `out`; another run on it, here or on SLURM.
@@ -118,6 +119,8 @@ def run(
     index, count = part
     if not 0 <= index < count:
         raise InputError(f"a part from 0 to {count - 1}", index, "check the numbers of nodes and chunks")
+    if overwrite and count > 1:
+        raise InputError("all parts to be made anew together", "overwrite of one", f"remove {out} and {state_of(out)} first")
     if jobs is not None and jobs < 1:
         raise InputError("at least one process", jobs, "leave it out for one per GPU")
     if slurm is not None and not shutil.which("sbatch"):
