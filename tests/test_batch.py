@@ -17,7 +17,7 @@ from batch_job import Write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vosnb.batch import _changes, chunk, pieces, run, state_of
+from vosnb.batch import _changes, _places, chunk, pieces, run, state_of
 from vosnb.errors import InputError
 
 ITEMS = {f"v{n:02d}": float(n % 7 + 1) for n in range(12)}
@@ -136,6 +136,18 @@ def test_every_process_has_its_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa, 3")
     done = run(Write({name: 1 for name in "abcdef"}, 0.2), tmp_path / "out", jobs=None).done
     assert {(facts["gpu"]) for facts in done.values()} == {"GPU-aa", "3"} and len({f["pid"] for f in done.values()}) == 2
+
+
+def test_processes_are_one_per_gpu_that_nvidia_smi_finds_or_share_them(tmp_path, monkeypatch):
+    found = "".join(f"GPU {i}: H100 (UUID: GPU-{i})\n  MIG 1g.10gb Device 0: (UUID: MIG-{i})\n" for i in range(8))
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<end\n{found}end\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in _places(None)] == list("01234567")
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in _places(10)] == list("0123456701")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the user wants none
+    assert not any("CUDA_VISIBLE_DEVICES" in place for place in _places(None))
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------------
