@@ -364,7 +364,7 @@ def evaluate(
     if not tracks:
         raise InputError(
             "at least one object and one frame to score",
-            f"{len(plans)} sequences in {truth_at}; " + _few(notes),
+            "; ".join(filter(None, [f"{len(plans)} sequences in {truth_at}", _few(notes)])),
             f"check the folder, and whether {protocol.name} is its protocol"
             + ("; masks of 0 and 255 are scored by davis2016" if protocol.objects == "first" else ""),
         )
