@@ -241,12 +241,12 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Compare masks with ground truth: J and F per object; without a protocol of one sequence, but its first frame."""
+    from .datasets import names_in
     from .evaluate import Comparison
     from .evaluate import evaluate as verb
 
     check_result(out, (".json",) if out and out.suffix else (), *results, truth)
-    lists = {name: path.read_text().split("\n") for name, path in (("sequences", sequences), ("unseen", unseen)) if path}
-    chosen = {name: [line.strip() for line in lines if line.strip()] for name, lines in lists.items()}
+    chosen = {name: names_in(path) for name, path in (("sequences", sequences), ("unseen", unseen)) if path}
     reports = {
         _name(masks, results): verb(
             masks,
