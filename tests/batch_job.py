@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vosnb.errors import InputError
 from vosnb.files import replacing_folder
 
 
 @dataclass(frozen=True)
 class Write:
-    """Each item becomes a folder of five files. `faults`: {item: "raise", "kill" or "exit"}; with `mend`, a file whose being there
+    """Each item becomes a folder of five files. `faults`: {item: "raise", "input", "kill" or "exit"}; with `mend`, a file whose being there
     mends them. `gate`: a file; as long as it is there, no item goes beyond its second file."""
 
     costs: dict[str, float]
@@ -43,5 +44,7 @@ class Write:
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.faults[name] == "exit":
                 os._exit(7)
+            if self.faults[name] == "input":
+                raise InputError("an item that is good", name, "mend it")
             raise ValueError(f"{name} is no good")
         return {"pid": os.getpid(), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "notes": [f"{name} was here"]}

@@ -125,6 +125,13 @@ def test_failures_and_deaths_are_recorded_and_do_not_stop_the_others(tmp_path, c
     assert not list((tmp_path / "out.run" / "failed").iterdir())
 
 
+def test_after_an_error_that_is_not_the_inputs_another_process_takes_over(tmp_path):
+    done = run(Write({name: 1 for name in "abcde"}, faults={"b": "input", "d": "raise"}), tmp_path / "out")
+    assert set(done.failed) == {"b", "d"}
+    pids = {name: facts["pid"] for name, facts in done.done.items()}
+    assert pids["a"] == pids["c"] != pids["e"]
+
+
 def test_parts_side_by_side_make_the_whole(tmp_path):
     for i in (2, 0, 1):
         assert len(run(Write(ITEMS), tmp_path / "out", part=(i, 3)).done) == 4

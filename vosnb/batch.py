@@ -10,7 +10,8 @@ written; so whatever is there is whole, and repeating the command is the recover
     manifest.json    all of that in one file, written at the end of each call
     lock, tmp/, job.pkl, slurm/
 
-A process that dies, of a signal or a fault, is recorded against the item it had in hand, and another takes its place.
+A process that dies, of a signal or a fault, is recorded against the item it had in hand, and another takes its place; so it does
+after an error that is not the input's, since a GPU may answer nothing any more after one.
 """
 
 from __future__ import annotations
@@ -327,11 +328,12 @@ class _Lock:
 
 @dataclass(frozen=True)
 class _Event:
-    """An item ended: well, or with an error; `notes` are for people."""
+    """An item ended: well, or with an error; `notes` are for people; `worn`: its process is not to be given another."""
 
     name: str
     error: str = ""
     notes: tuple[str, ...] = ()
+    worn: bool = False
 
 
 class _Signals:
@@ -413,32 +415,31 @@ def _supervised(
                 for key, _ in ready.select(0.5):
                     worker, place = key.data
                     line = worker.process.stdout.readline()
-                    name, worker.name = worker.name, "" if line else worker.name
-                    if line and waiting and signals.received is None:
-                        worker.tell(waiting.popleft())
-                    elif line:
-                        worker.tell(None)
+                    event = _Event(**json.loads(line)) if line.endswith(b"\n") else None  # it may die in the middle
+                    if event:
+                        more = waiting and not event.worn and signals.received is None
+                        worker.tell(waiting.popleft() if more else None)
                     else:
                         ready.unregister(worker.process.stdout)
                         workers.remove(worker)
                         code = worker.process.wait()
                         worker.kill()
-                        if name:
-                            line = _died(state, name, code)
+                        if worker.name:
+                            event = _died(state, worker.name, code)
                         if waiting and signals.received is None:
                             start(place)
-                    if line:
-                        yield _Event(**json.loads(line))
+                    if event:
+                        yield event
         finally:
             for worker in workers:
                 worker.kill()
 
 
-def _died(state: Path, name: str, code: int) -> str:
+def _died(state: Path, name: str, code: int) -> _Event:
     how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
     error = f"its process died of {how}"
     _write_marker(state, "failed", name, {"error": error})
-    return json.dumps({"name": name, "error": error})
+    return _Event(name, error)
 
 
 def work() -> None:
@@ -487,7 +488,7 @@ def _make(job: Job, out: Path, state: Path, name: str) -> dict[str, Any]:
     except Exception as error:
         said = "".join(traceback.format_exception_only(error)).strip()
         _write_marker(state, "failed", name, {"error": said, "traceback": traceback.format_exc()})
-        return {"name": name, "error": said[:2000]}
+        return {"name": name, "error": said[:2000], "worn": not isinstance(error, InputError)}
     finally:
         shutil.rmtree(private, ignore_errors=True)
     return {"name": name, "notes": facts.get("notes", [])}
