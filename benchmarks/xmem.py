@@ -169,7 +169,7 @@ def parity(args: argparse.Namespace, name: str) -> dict[str, float]:
     images, labels = film(size[1], size[0], frames)
     core = original(args.original, rules, hidden, torch.float64)
     model = xmem.XMem(xmem.build(state(hidden)).double())
-    tracker = XMem(model=model, size=None, compat="xmem", **rules).tracker(size, frames)
+    tracker = XMem(model=model, size=-1, compat="xmem", **rules).tracker(size, frames)
     known: list[int] = []
     worst = 0.0
     for t in range(frames):
@@ -256,7 +256,7 @@ def speed(args: argparse.Namespace, who: str) -> dict[str, float]:
         core = original(args.original, dict(USUAL), True, torch.float32)
         core.set_all_labels([1, 2])
     else:
-        tracker = XMem(model=xmem.XMem(xmem.build(state(True))), size=None, **USUAL).tracker((height, width), args.frames)
+        tracker = XMem(model=xmem.XMem(xmem.build(state(True))), size=-1, **USUAL).tracker((height, width), args.frames)
     for t, image in enumerate(images):
         if t == 1:  # the first frame only writes
             if args.full:

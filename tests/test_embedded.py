@@ -1,20 +1,26 @@
 """The small SAM 2: its training clips, samples, learner, training, benchmark, and what the shipped checkpoint can do."""
 
+import copy
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from vosnb import Box, Masks, models, propagate
-from vosnb.embedded import benchmark, clips, samples, scores, train
+from vosnb.embedded import benchmark, clips, samples, scores, train, xmem_learner
+from vosnb.embedded import learner as sam2_learner
 from vosnb.embedded.learner import Learner
-from vosnb.models import sam2, weights
+from vosnb.embedded.recipe import Stage
+from vosnb.errors import InputError
+from vosnb.models import sam2, weights, xmem
 from vosnb.prompts import Prompt
+from vosnb.strategies.xmem import XMem
 from vosnb.synth import scene, turbulence
 
-TINY = train.Stage("tiny", 4, clips=1, frames=2, objects=1, side=128, rate=(1e-3, 1e-4))
+TINY = Stage("tiny", 4, clips=1, frames=2, objects=1, side=128, rate=(1e-3, 1e-4))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +102,7 @@ def test_a_batch_depends_on_its_number_alone(folder):
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    return train.network(256).eval()
+    return sam2_learner.network(256).eval()
 
 
 def test_the_training_pass_is_the_pass_that_tracks(network, folder):
@@ -144,12 +150,13 @@ def test_the_losses_fall_as_masks_get_better(network, folder):
 
 def test_every_weight_of_the_network_learns(folder):
     torch.manual_seed(0)
-    learner = Learner(train.network(128))
+    learner = Learner(sam2_learner.network(128))
     torch.nn.init.constant_(learner.network.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 5)  # all is there
     batch = samples.stacked([sampled(folder, n) for n in range(2)])
     batch["given"][:] = torch.tensor([True, False])
-    found = learner(batch, True)
-    sum(weight * found[key] for key, weight in train.WEIGHTS.items()).backward()
+    torch.manual_seed(0)  # draws a step with corrections
+    found = learner(batch)
+    sum(weight * found[key] for key, weight in sam2_learner.SAM2.losses.items()).backward()
     still = {name for name, p in learner.network.named_parameters() if p.grad is None or not p.grad.any()}
     absent = {"no_obj_ptr", "no_obj_embed_spatial"}  # nothing is taken for absent here
     second = {name for name in still if "output_hypernetworks_mlps" in name}  # only the best of three learns
@@ -157,10 +164,13 @@ def test_every_weight_of_the_network_learns(folder):
     assert {name.split(".")[2] for name in second} < {"1", "2", "3"}
 
 
-def test_training_goes_on_after_an_interruption_as_if_there_had_been_none(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["sam2", "xmem"])
+def test_training_goes_on_after_an_interruption_as_if_there_had_been_none(name, folder, tmp_path, monkeypatch):
+    recipe = replace(train.recipe(name), stages=(TINY,))
+
     def trained(root):
         (root / "clips").symlink_to(folder, target_is_directory=True)
-        return train.train(root, 128, (TINY,), workers=0, every=2, device="cpu")
+        return train.train(root, 128, recipe, workers=0, every=2, device="cpu")
 
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
@@ -177,10 +187,83 @@ def test_training_goes_on_after_an_interruption_as_if_there_had_been_none(folder
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "two")
     monkeypatch.setattr(train, "learn", learn)
-    resumed = weights.load_state(train.train(tmp_path / "two", 128, (TINY,), workers=0, every=2, device="cpu"))
+    resumed = weights.load_state(train.train(tmp_path / "two", 128, recipe, workers=0, every=2, device="cpu"))
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
     rows = [json.loads(line) for line in (tmp_path / "two" / "curve.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4] and (tmp_path / "two" / "curve.png").is_file()
+    with pytest.raises(InputError, match=r"of a training of .*128.*; got .*use another folder|seed"):
+        train.train(tmp_path / "two", 128, recipe, seed=1, workers=0, device="cpu")
+
+
+# -- XMem's learner --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learner():
+    torch.manual_seed(0)
+    made = train.recipe("xmem").learner(128)
+    for module in made.modules():  # `prepare` silences them
+        if isinstance(module, xmem.Residual | xmem.SharedResidual):
+            torch.nn.init.kaiming_uniform_(module.conv2.weight)
+    return made
+
+
+@pytest.mark.parametrize("kept", [0.0, 1.0])
+def test_xmems_training_pass_is_the_pass_that_tracks(kept, learner, folder, monkeypatch):
+    """With memory frames only where a person said something, and on all frames."""
+    monkeypatch.setattr(xmem_learner, "KEPT", kept)
+    batch = samples.stacked([sampled(folder, 1, frames=4, objects=2)])
+    learner.eval()
+    with torch.no_grad():
+        taught = [odds.softmax(1)[0] for odds, _ in learner.follow(batch)]
+    given = {obj + 1: batch["masks"][0, 0, obj].numpy() for obj in range(2)}
+    model = xmem.XMem(copy.deepcopy(learner.network))
+    tracker = XMem(model=model, size=-1, mem_every=1 if kept else 9, device="cpu").tracker((128, 128), 4)
+    images = batch["images"][0].numpy()
+    tracker.advance(images[0], given)
+    for image, probabilities in zip(images[1:-1], taught[:-1], strict=True):  # the last frame is not written while learning
+        assert torch.allclose(tracker.advance(image, None)[1], probabilities, atol=1e-4)
+
+
+def test_an_object_that_a_sample_has_twice_is_learned_once(learner, folder):
+    batch = samples.stacked([sampled(folder, 1, objects=1)])
+    once = dict(batch)
+    twice = {**batch, "masks": batch["masks"].repeat(1, 1, 2, 1, 1)}
+    masks, different = xmem_learner.distinct(twice["masks"])
+    assert different.flatten().tolist() == [True, False] and not masks[:, :, 1].any()
+    learner.eval()
+    with torch.no_grad():
+        torch.manual_seed(0)
+        alone = [odds.softmax(1) for odds, _ in learner.follow(once)]
+        torch.manual_seed(0)
+        doubled = [odds.softmax(1) for odds, _ in learner.follow(twice)]
+    assert all(torch.allclose(a[:, :2], b[:, :2], atol=1e-4) for a, b in zip(alone, doubled, strict=True))
+
+
+def test_every_weight_of_xmem_learns(learner, folder, monkeypatch):
+    learner.train()
+    learner.zero_grad()
+    for kept in (0.0, 1.0):  # the sensory memory's step on frames that are not kept, and on those that are
+        monkeypatch.setattr(xmem_learner, "KEPT", kept)
+        found = learner(samples.stacked([sampled(folder, n, frames=4) for n in range(2)]))
+        sum(weight * found[key] for key, weight in train.recipe("xmem").losses.items()).backward()
+    still = {name for name, p in learner.named_parameters() if p.grad is None or not p.grad.any()}
+    assert not still, still
+
+
+def test_xmems_losses_fall_as_masks_get_better():
+    truth = torch.zeros(1, 32, 32, dtype=torch.long)
+    truth[:, 8:20, 8:20] = 1
+    odds = [torch.stack([-n * (2.0 * truth - 1), n * (2.0 * truth - 1)], 1) for n in (0.5, 5)]
+    poor, good = (xmem_learner.judge(o, truth) for o in odds)
+    assert good["entropy"] < poor["entropy"] and good["dice"] < poor["dice"] and good["iou"] == 1
+    assert xmem_learner.judge(odds[1].roll(12, -1), truth)["iou"] == 0
+
+
+def test_log_odds_while_learning_are_those_of_inference():
+    logits = torch.randn(2, 3, 8, 8).double() * 4
+    for mine, masks in zip(xmem_learner.log_odds(logits).softmax(1), logits.sigmoid(), strict=True):
+        assert torch.allclose(mine, xmem.aggregate(masks), atol=1e-5)
 
 
 # -- the benchmark and its figures ----------------------------------------------------------------------------------------
@@ -257,11 +340,26 @@ def test_the_small_model_tracks_a_clip_of_dyes(tmp_path):
         assert iou > 0.75
 
 
-def test_the_file_holds_finite_float16_and_is_used_as_float32():
-    state = weights.load_state(weights.path(weights.SMALL))
+def test_the_small_xmem_follows_dyes_and_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.setenv("VOSNB_CHECKPOINTS", str(tmp_path))
+    assert weights.default("xmem") == weights.SMALL_XMEM
+    assert weights.path(weights.SMALL_XMEM).stat().st_size <= 16e6
+    made = turbulence(seed=300, frames=10, height=128, width=240)
+    images, labels = zip(*made, strict=True)
+    found = propagate(np.stack(images), {0: labels[0]}, "xmem", aux=(3,), show_progress=False)
+    for obj in (1, 2):
+        assert np.mean([scores._iou(found[t] == obj, labels[t] == obj) for t in range(1, 10)]) > 0.85
+    (tmp_path / weights.card("xmem").file).touch()
+    assert weights.default("xmem") == "xmem"
+
+
+@pytest.mark.parametrize("name", [weights.SMALL, weights.SMALL_XMEM])
+def test_the_file_holds_finite_float16_and_is_used_as_float32(name):
+    state = weights.load_state(weights.path(name))
     assert {value.dtype for value in state.values()} == {torch.float16}
     assert all(torch.isfinite(value).all() for value in state.values())
-    assert {p.dtype for p in sam2.load(weights.SMALL, device="cpu").network.parameters()} == {torch.float32}
+    load = sam2.load if name == weights.SMALL else xmem.load
+    assert {p.dtype for p in load(name, device="cpu").network.parameters()} == {torch.float32}
 
 
 def test_the_small_model_is_loaded_by_name_for_images_and_for_video():

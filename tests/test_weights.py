@@ -193,7 +193,7 @@ def test_a_folder_of_checkpoints_beside_the_notebooks_comes_first(monkeypatch, t
 def test_the_cards_are_complete():
     sizes = ("tiny", "small", "base_plus", "large")
     expected = {"sam_vit_b", "sam_vit_l", "sam_vit_h"} | {f"{v}_hiera_{s}" for v in ("sam2", "sam2.1") for s in sizes}
-    assert set(weights.cards()) == expected | {"xmem", weights.SMALL}
+    assert set(weights.cards()) == expected | {"xmem", weights.SMALL, weights.SMALL_XMEM}
     for name in expected:
         card = weights.card(name)
         assert card.url.startswith("https://") and card.family in ("sam", "sam2") and card.config and card.licence

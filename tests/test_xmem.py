@@ -80,7 +80,7 @@ def test_probabilities_are_the_originals(shared, models, name, dtype, frames, wi
     data, config = reference(shared, name)
     model = models(dtype)
     images, given = data["frames"], dict(zip(data["ann_t"].tolist(), data["ann"], strict=True))
-    strategy = XMem(model=model, size=None, compat="xmem", **{rule: config[rule] for rule in RULES})
+    strategy = XMem(model=model, size=-1, compat="xmem", **{rule: config[rule] for rule in RULES})
     tracker = strategy.tracker(images.shape[1:3], len(images))
     for t, image in enumerate(images[:frames]):
         masks = {int(i): given[t] == i for i in np.unique(given[t]) if i} if t in given else None
@@ -297,13 +297,13 @@ def test_preparing_a_network_for_inference_changes_rounding_only():
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(), module.running_var.uniform_(0.5, 2)
-    image, masks = torch.randn(1, 3, 48, 64).double(), torch.rand(2, 48, 64).double()
+    image, planes = torch.randn(1, 3, 48, 64).double(), torch.rand(2, 2, 48, 64).double()
     with torch.no_grad():
         before = [*network.key_encoder(image)]
-        before.append(network.value_encoder(image, before[2], masks))
+        before.append(network.value_encoder(image, before[2], planes))
         network = xmem.XMem(network).network
         after = [*network.key_encoder(image)]
-        after.append(network.value_encoder(image, after[2], masks))
+        after.append(network.value_encoder(image, after[2], planes))
     assert not any(isinstance(m, torch.nn.BatchNorm2d | xmem.SharedConv) for m in network.modules())
     assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(before, after, strict=True))
 
@@ -312,7 +312,7 @@ def test_preparing_a_network_for_inference_changes_rounding_only():
 
 
 def follow(clip, prompts, **more):
-    return propagate(clip, prompts, "xmem", model="mini-random", device="cpu", show_progress=False, **{"size": None, **more})
+    return propagate(clip, prompts, "xmem", model="mini-random", device="cpu", show_progress=False, **{"size": -1, **more})
 
 
 def test_objects_begin_anywhere_with_any_id_and_keep_their_scores(moving):
@@ -340,7 +340,7 @@ def test_overlapping_masks_are_shared_out_and_nothing_else_is(moving):
     assert np.array_equal(labels > 0, one | two) and set(labels[one & ~two]) == {4} and set(labels[two & ~one]) == {2}
 
 
-@pytest.mark.parametrize("size", [None, 32, 100])
+@pytest.mark.parametrize("size", [-1, 32, 100])
 @pytest.mark.parametrize("shape", [(50, 77), (64, 33)])
 def test_any_size_in_any_size_seen_original_size_out(size, shape):
     rng = np.random.default_rng(0)
@@ -363,7 +363,7 @@ def test_a_fork_is_independent(moving):
     first = {i: Prompt(mask=labels[0] == i) for i in (1, 2)}
 
     def tracker():
-        return XMem(model="mini-random", device="cpu", size=None, mem_every=1).tracker((96, 128), None)
+        return XMem(model="mini-random", device="cpu", size=-1, mem_every=1).tracker((96, 128), None)
 
     plain, forked = tracker(), tracker()
     expected = [r for t, image in enumerate(images) for r in plain.step(image, first if not t else {})]
@@ -420,7 +420,7 @@ def test_a_damaged_checkpoint_says_which_tensor():
 def test_models_of_other_families_and_missing_files_are_told_apart(monkeypatch, tmp_path):
     monkeypatch.setenv("VOSNB_CHECKPOINTS", str(tmp_path))
     for name in ("sam2.1_hiera_tiny", "xmen"):
-        with pytest.raises(InputError, match="an XMem checkpoint among xmem"):
+        with pytest.raises(InputError, match="an XMem checkpoint among vosnb-mini-xmem, xmem"):
             xmem.load(name, device="cpu")
     with pytest.raises(InputError, match="vosnb fetch xmem"):
         xmem.load("xmem", device="cpu")

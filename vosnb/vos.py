@@ -79,7 +79,7 @@ def _settled(strategy: Any) -> Any:
     found = {}
     for name, value in _fields(strategy).items():
         if name == "model" and value is None:
-            found[name] = weights.default()
+            found[name] = weights.default(getattr(strategy, "family", "sam2"))
         elif name != "model" and dataclasses.is_dataclass(value):
             found[name] = _settled(value)
     return dataclasses.replace(strategy, **found)

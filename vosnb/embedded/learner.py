@@ -8,14 +8,20 @@ best is taught; their IoU; whether the object is there at all. Memories carry wh
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor, nn
 
+from ..models.sam import sam2_network
 from ..models.sam2 import ABSENT, CLAMP, MASK_LOGIT, MEAN, STD
+from .recipe import Recipe, Stage
 
-__all__ = ["Learner", "prepare"]
+__all__ = ["SAM2", "Learner", "network", "prepare"]
+
+CONFIG = Path(__file__).parents[1] / "models" / "mini.yaml"
 
 REACH = 15  # frames, to which distances of object pointers are relative: SAM 2's 16 pointers
 AREA = 0.02  # of the frame: the mask loss of smaller objects counts as that of one this large
@@ -49,7 +55,10 @@ class Learner(nn.Module):
         self.network = network
         self.finest = nn.Conv2d(network.hidden_dim, 32, 1)  # for learning alone: colours each object of a picture differently
 
-    def forward(self, batch: dict[str, Tensor], correct: bool) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        correct = self.training and bool(
+            torch.rand(()) < 0.5
+        )  # half of the steps correct the first and the last frame by a click
         network, (clips, frames) = self.network, batch["images"].shape[:2]
         objects = batch["masks"].shape[2]
         owner = torch.arange(clips, device=batch["images"].device).repeat_interleave(objects)
@@ -91,7 +100,7 @@ class Learner(nn.Module):
                 memories.append(self.remember(picture, chosen.detach(), there))
                 pointers.append(pointer)
         result = {key: torch.stack([f[key] for f in found]).mean() for key in found[0]}
-        return {**result, "dense": dense_loss}
+        return {**result, "dense": dense_loss, "first": found[0]["single"]}
 
     # -- the network's parts -------------------------------------------------------------------------------------------
 
@@ -250,3 +259,44 @@ def _mask_loss(logits: Tensor, target: Tensor) -> Tensor:
     overlap = (inside * target).sum((-2, -1))
     dice = 1 - (2 * overlap + 1) / (inside.sum((-2, -1)) + target.sum((-2, -1)) + 1)
     return entropy + dice
+
+
+def network(side: int) -> nn.Module:
+    """The small network for pictures of this side; its last block looks at all of them, without padding to the full size."""
+    made = sam2_network(CONFIG, side, postprocess=False)
+    last = made.image_encoder.trunk.blocks[-1]
+    last.window_size = min(last.window_size, side // 16)
+    return made
+
+
+def _learner(side: int) -> Learner:
+    learner = Learner(network(side))
+    prepare(learner.network)
+    return learner
+
+
+def _inner(learner: nn.Module) -> list[Tensor]:
+    """The matrices within: not embeddings, norms, biases."""
+    outer = ("embed", "token", "no_mem", "no_obj", "tpos")
+    return [
+        p for name, p in learner.named_parameters() if p.ndim == 2 and min(p.shape) > 1 and not any(o in name for o in outer)
+    ]
+
+
+SAM2 = Recipe(
+    checkpoint="vosnb-mini-sam2",
+    stages=(
+        Stage("images", 2000, clips=24, frames=1, objects=3, side=128, rate=(2.0e-3, 4e-4)),
+        Stage("pairs", 300, clips=8, frames=2, objects=3, side=128, rate=(1e-3, 1e-3)),
+        Stage("clips", 1000, clips=3, frames=8, objects=3, side=128, rate=(1e-3, 2e-4)),
+        Stage("large", 380, clips=2, frames=8, objects=2, side=256, rate=(3e-4, 1e-5)),
+        Stage("more", 600, clips=8, frames=8, objects=3, side=256, rate=(4e-4, 1e-6)),
+    ),
+    learner=_learner,
+    losses={"mask": 1.0, "quality": 0.5, "presence": 2.0, "dense": 0.5},
+    inner=_inner,
+    shown={
+        "single": "learned: one mask", "chosen": "learned: chosen of three", "held_first": "held out: first frame",
+        "held_chosen": "held out: four frames, chosen of three",
+    },
+)  # fmt: skip

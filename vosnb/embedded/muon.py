@@ -15,7 +15,8 @@ QUINTIC = 3.4445, -4.7750, 2.0315  # Jordan's Newton–Schulz polynomial
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices only. `lr` is AdamW's: steps are scaled to AdamW's usual size (Liu et al. 2025, "Muon is scalable")."""
+    """For matrices, and kernels of convolutions, each a matrix of one row per output. `lr` is AdamW's: steps are scaled to AdamW's
+    usual size (Liu et al. 2025, "Muon is scalable")."""
 
     def __init__(self, params: Iterable[torch.Tensor], lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.01):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -23,7 +24,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            alike: dict[tuple[int, int], list[torch.Tensor]] = {}
+            alike: dict[tuple[int, ...], list[torch.Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
                     alike.setdefault(tuple(p.shape), []).append(p)
@@ -33,9 +34,10 @@ class Muon(torch.optim.Optimizer):
                     kept = self.state[p].setdefault("momentum", torch.zeros_like(p))
                     kept.lerp_(p.grad, 1 - group["momentum"])
                     momenta.append(p.grad.lerp(kept, group["momentum"]))
-                steps = _orthogonal(torch.stack(momenta)) * (0.2 * max(shape) ** 0.5)
+                steps = _orthogonal(torch.stack(momenta).flatten(2))
+                steps *= 0.2 * max(steps.shape[1:]) ** 0.5
                 for p, step in zip(params, steps, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=group["lr"])
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step.view(shape), alpha=group["lr"])
 
 
 def _orthogonal(x: torch.Tensor) -> torch.Tensor:

@@ -66,7 +66,7 @@ def names() -> list[str]:
     """What `load` knows by name."""
     from . import weights
 
-    return ["grabcut", *weights.cards()]
+    return ["grabcut", *(card.name for card in weights.cards().values() if card.family != "xmem")]
 
 
 def check(model: str | Path | ImageModel | None) -> None:

@@ -63,7 +63,7 @@ class Tokens:
 
     @classmethod
     def new(cls, key: torch.Tensor, shrinkage: torch.Tensor, held: Mapping[int, Held], **more) -> Tokens:
-        folded = torch.cat([key**2, -2 * key, torch.ones_like(shrinkage)], 1) * (-shrinkage / math.sqrt(key.shape[1]))
+        folded = _folded(key, shrinkage)
         use = torch.zeros(len(key), device=key.device)
         return cls(folded, held, use, torch.full_like(use, NEW), **more)
 
@@ -189,9 +189,18 @@ def choose(similarity: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
     return similarity.topk(k, dim=1, sorted=False)
 
 
+def similarity(key: torch.Tensor, shrinkage: torch.Tensor, query: torch.Tensor, selection: torch.Tensor) -> torch.Tensor:
+    """−s/√Ck · Σ e (k − q)² of N tokens, `key` (…, N, Ck) and `shrinkage` (…, N, 1), to Q queries (…, Q, Ck): (…, Q, N), at most 0."""
+    return _folded_query(query, selection) @ _folded(key, shrinkage).mT
+
+
+def _folded(key: torch.Tensor, shrinkage: torch.Tensor) -> torch.Tensor:
+    return torch.cat([key**2, -2 * key, torch.ones_like(shrinkage)], -1) * (-shrinkage / math.sqrt(key.shape[-1]))
+
+
 def _folded_query(key: torch.Tensor, selection: torch.Tensor) -> torch.Tensor:
     weighted = selection * key
-    return torch.cat([selection, weighted, (weighted * key).sum(1, keepdim=True)], 1)
+    return torch.cat([selection, weighted, (weighted * key).sum(-1, keepdim=True)], -1)
 
 
 def _gather(slabs: Sequence[torch.Tensor], index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

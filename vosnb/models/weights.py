@@ -31,6 +31,7 @@ __all__ = ["SMALL", "Card", "card", "cards", "default", "fetch", "fit", "folders
 
 SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"
 SMALL = "vosnb-mini-sam2"
+SMALL_XMEM = "vosnb-mini-xmem"
 
 CHUNK = 1 << 20
 ATTEMPTS = 20
@@ -39,7 +40,7 @@ ATTEMPTS = 20
 @dataclass(frozen=True)
 class Card:
     """What is known of a checkpoint. `bytes` and `sha256` are None where nobody states them; `config` is its family's name for the
-    network; one without a `url` comes with the repository."""
+    network; `side`: the shorter side, in pixels, that an XMem was trained for; one without a `url` comes with the repository."""
 
     name: str
     url: str
@@ -48,6 +49,7 @@ class Card:
     bytes: int | None = None
     config: str = ""
     sha256: str | None = None
+    side: int | None = None
 
     @property
     def size(self) -> str:
@@ -63,7 +65,7 @@ class Card:
         how = (
             f"run `vosnb fetch {self.name}`"
             if self.url
-            else "work in a clone of vosnb's repository, which holds it, or `vosnb fetch sam2.1_hiera_tiny`"
+            else "work in a clone of vosnb's repository, which holds it, or fetch a published one: `vosnb fetch` lists them"
         )
         return f"{how} ({self.size}, {self.licence})"
 
@@ -103,19 +105,21 @@ def path(name: str) -> Path:
     raise InputError(f"the checkpoint {wanted.file}", f"no such file in {' or '.join(map(str, places))}", wanted.advice)
 
 
-def default() -> str:
-    """The model where none is named: the largest SAM 2.1 that was fetched, or else our own small SAM 2, which says what it is for."""
-    fetched = [c for c in cards().values() if c.name.startswith("sam2.1") and any((f / c.file).is_file() for f in folders())]
+def default(family: str = "sam2") -> str:
+    """The model where none is named: the largest SAM 2.1 (or XMem) that was fetched, or else our own small one, which says what it is
+    for."""
+    start, small = {"sam2": ("sam2.1", SMALL), "xmem": ("xmem", SMALL_XMEM)}[family]
+    fetched = [c for c in cards().values() if c.name.startswith(start) and any((f / c.file).is_file() for f in folders())]
     if fetched:
-        return max(fetched, key=lambda c: c.bytes).name
-    _tell()
-    return SMALL
+        return max(fetched, key=lambda c: c.bytes or 0).name
+    _tell(small, "xmem" if family == "xmem" else "sam2.1_hiera_tiny")
+    return small
 
 
 @cache
-def _tell() -> None:
+def _tell(small: str, larger: str) -> None:
     """Once is enough."""
-    say(f"{SMALL} is a small model for vosnb's own scenes; for real footage run `vosnb fetch sam2.1_hiera_tiny` and name it")
+    say(f"{small} is a small model for vosnb's own scenes; for real footage run `vosnb fetch {larger}` and name it")
 
 
 def fetch(name: str, folder: str | Path | None = None) -> Path:

@@ -28,6 +28,7 @@ from . import weights
 from .device import inference, pick
 
 DRY_RUN = "mini-random"
+SIDE = 480  # pixels, the shorter side that the published network is used with
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STRIDE = 16
 SURE = 1e-7  # probabilities stay so far from 0 and 1
@@ -306,9 +307,8 @@ class ValueEncoder(nn.Module):
         if a.hidden:
             self.hidden_reinforce = Gates(a.value, a.hidden)
 
-    def forward(self, image: torch.Tensor, f16: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """`masks` (n, H, W), soft."""
-        planes = torch.stack([masks, masks.sum(0) - masks], 1)
+    def forward(self, image: torch.Tensor, f16: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
+        """`planes` (n, 2, H, W): each object's mask, soft, and the sum of the others'."""
         x = F.relu(F.max_pool2d(self.bn1(self.conv1(image, planes)), 3, 2, 1))
         return self.fuser(f16, self.layer3(self.layer2(self.layer1(x))))
 
@@ -405,10 +405,11 @@ class Frame:
 
 
 class XMem:
-    """`network`: a `Network` on its device, which is taken over and changed for inference. `amp`: half precision on CUDA."""
+    """`network`: a `Network` on its device, which is taken over and changed for inference. `amp`: half precision on CUDA; `side`: the
+    shorter side, in pixels, of the frames that it was made for."""
 
-    def __init__(self, network: Network, name: str = "xmem", amp: bool = False):
-        self.network, self.name = _prepared(network.eval()), name
+    def __init__(self, network: Network, name: str = "xmem", amp: bool = False, side: int = SIDE):
+        self.network, self.name, self.side = _prepared(network.eval()), name, side
         self.hidden = network.architecture.hidden
         weight = network.key_proj.key_proj.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -473,7 +474,8 @@ class XMem:
         """Values (h·w, n, Cv) of the frame, and the sensory memory, after its deep update where `deep`."""
         with inference(self.device, self.amp):
             encoder = self.network.value_encoder
-            values = encoder(frame.image, frame.f16, probabilities[1:])
+            masks = probabilities[1:]
+            values = encoder(frame.image, frame.f16, torch.stack([masks, masks.sum(0) - masks], 1))
             if deep and hidden is not None:
                 hidden = encoder.hidden_reinforce(values, hidden)
             return values.flatten(2).permute(2, 0, 1).contiguous(), hidden
@@ -546,15 +548,16 @@ def build(state: Mapping[str, torch.Tensor], what: str = "the checkpoint") -> Ne
     return network
 
 
-def load(model: str | Path | XMem, *, device: str = "auto", amp: bool = False) -> XMem:
-    """The model of a card's name, or of a checkpoint file; the last two are kept.
+def load(model: str | Path | XMem | None = None, *, device: str = "auto", amp: bool = False) -> XMem:
+    """The model of a card's name, or of a checkpoint file; the last two are kept. None is the published one if it was fetched, or else
+    `vosnb-mini-xmem`, which is for vosnb's own scenes, not for real footage.
 
     "mini-random" is a small architecture with seeded random weights: its masks mean nothing, everything else runs. `InputError`
     where the checkpoint is not there (with the command that fetches it), or is another network's.
     """
     if isinstance(model, XMem):
         return model
-    name = str(model)
+    name = str(model or weights.default("xmem"))
     card = weights.cards().get(name)
     of_ours = card.family == "xmem" if card else name == DRY_RUN or Path(name).suffix in (".pth", ".pt", ".safetensors")
     if not of_ours:
@@ -563,18 +566,18 @@ def load(model: str | Path | XMem, *, device: str = "auto", amp: bool = False) -
             f"an XMem checkpoint among {known}, {DRY_RUN}, or a .pth or .safetensors file", repr(name), "name one of these"
         )
     file = None if name == DRY_RUN else weights.path(name) if card else Path(name)
-    return _loaded(name, file, str(pick(device)), amp)
+    return _loaded(name, file, str(pick(device)), amp, (card and card.side) or SIDE)
 
 
 @lru_cache(maxsize=2)
-def _loaded(name: str, file: Path | None, device: str, amp: bool) -> XMem:
+def _loaded(name: str, file: Path | None, device: str, amp: bool, side: int) -> XMem:
     if file is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = Network(SMALL)
     else:
         network = build(weights.load_state(file), file.name)
-    return XMem(network.to(device), name, amp)
+    return XMem(network.to(device), name, amp, side)
 
 
 SMALL = Architecture(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,20 +19,27 @@ from ..prompts import Prompt
 from . import Result, Score, register
 from .flow import first_masks
 
+NATIVE = -1  # a size
+
 
 @register("xmem")
 @dataclass(frozen=True)
 class XMem:
-    """XMem's settings under its own names; `size`: shorter side that the network sees (None: the clip's own); `antialias`: resize
-    smoothly (the published results do not); `compat="xmem"`: pair the values of objects that begin late with keys as the original
-    does, which after the first consolidation are other frames' keys; `amp`: half precision on CUDA, as the original's command does;
-    `mask_model` turns points and boxes into a mask.
+    """XMem's settings under its own names.
+
+    `model`: a checkpoint's name, a file, or None: the published one if it was fetched, or else `vosnb-mini-xmem`, for vosnb's own scenes
+    only; `size`: shorter side that the network sees (None: what it was made for, 480 pixels for the published one; −1: the clip's own);
+    `antialias`: resize smoothly (the published results do not); `compat="xmem"`: pair the values of objects that begin late with keys
+    as the original does, which after the first consolidation are other frames' keys; `amp`: half precision on CUDA, as the original's
+    command does; `mask_model` turns points and boxes into a mask.
 
     `deep_update_every` < 0 means on every memory frame. The original's `enable_long_term_count_usage` is always on: it costs nothing.
     """
 
-    model: Any = "xmem"
-    size: int | None = 480
+    family: ClassVar[str] = "xmem"  # of checkpoints, where no model is named
+
+    model: Any = None
+    size: int | None = None
     top_k: int = 30
     mem_every: int = 5
     deep_update_every: int = -1
@@ -50,8 +57,8 @@ class XMem:
     def __post_init__(self) -> None:
         if self.compat not in (None, "xmem"):
             raise InputError('compat="xmem" or none', repr(self.compat), "leave it out for the corrected pairing")
-        if self.size is not None and self.size < 16:
-            raise InputError("a size of 16 pixels or more, or none for the clip's own", self.size, "480 is the published one")
+        if self.size is not None and self.size != NATIVE and self.size < 16:
+            raise InputError("a size of 16 pixels or more, or −1 for the clip's own", self.size, "480 is the published one")
         for name in ("top_k", "mem_every", "num_prototypes"):
             if getattr(self, name) < 1:
                 raise InputError(f"xmem's {name} of 1 or more", getattr(self, name), "leave it out for the published one")
@@ -110,7 +117,8 @@ class XMemTracker:
         write = masks is not None or self.t - self.written >= settings.mem_every
         own_clock = settings.deep_update_every >= 0
         deep = self.t - self.deepened >= settings.deep_update_every if own_clock else write
-        frame = model.encode(image, settings.size, settings.antialias)
+        size = model.side if settings.size is None else settings.size
+        frame = model.encode(image, None if size == NATIVE else size, settings.antialias)
         said = None
         if self.objects and set(masks or ()) != set(objects):
             readout, self.memory = self.memory.read(frame.key, frame.selection)
