@@ -219,10 +219,11 @@ def test_what_a_slurm_setting_lists_may_have_commas():
     }  # fmt: skip
 
 
-def test_the_plan_names_every_model_and_its_checkpoint_also_of_what_is_refined(data):
+@pytest.mark.parametrize("by, first, file", [("sam2+refine", "SAM2", "sam2"), ("xmem+refine", "XMem", "xmem")])
+def test_the_plan_names_every_model_and_its_checkpoint_also_of_what_is_refined(by, first, file, data):
     videos = folders(data / "JPEGImages", data / "Annotations")
-    plan = Vos(videos, get("sam2+refine", model="vosnb-mini-sam2")).plan()["strategy"]
-    assert (plan["name"], plan["first"]["name"]) == ("Refined", "SAM2")
+    plan = Vos(videos, get(by)).plan()["strategy"]
+    assert (plan["name"], plan["first"]["name"]) == ("Refined", first) and file in plan["first"]["checkpoint"]["file"].lower()
     for part in (plan, plan["first"]):
         assert part["model"] and len(part["checkpoint"]["sha256"]) == 64
 
