@@ -110,7 +110,7 @@ def share_out(truth: Path, masks: Path) -> None:
                 for n in range(TIMES):
                     (Path(folder) / kind / f"{sequence.name}-{n}").symlink_to(sequence)
         first, jobs = 0.0, 1
-        while jobs <= len(os.sched_getaffinity(0)):
+        while jobs <= (os.cpu_count() or 1):
             begun, used = time.monotonic(), sum(os.times()[:4])
             report = evaluate(Path(folder) / "masks", Path(folder) / "truth", protocol="davis2017", jobs=jobs)
             seconds, cpu = time.monotonic() - begun, sum(os.times()[:4]) - used

@@ -164,6 +164,9 @@ def test_vosnb_vos_sends_a_data_set_there(slurm, tmp_path):
 def test_settings_that_slurm_does_not_know_are_refused(slurm, tmp_path):
     with pytest.raises(InputError, match="workers"):
         run(Write(ITEMS), tmp_path / "a", slurm={"colour": "red"})
+    for wrong in ({"time": "1-00:00:00"}, {"workers": "many"}):
+        with pytest.raises(InputError, match="as a whole number"):
+            run(Write(ITEMS), tmp_path / "c", slurm=wrong)
     with pytest.raises(InputError, match="SLURM to take the jobs"):
         run(Write(ITEMS), tmp_path / "b", slurm={"partition": "nowhere"})
     assert not (tmp_path / "b.run" / "slurm" / "jobs.json").exists()

@@ -52,6 +52,7 @@ GRACE = 5.0  # seconds: a process whose parent was killed is gone by then
 CORES = 4  # of a process, where there is no GPU
 PER_WORKER = 4  # pieces of a SLURM array per worker, so that the scheduler can balance
 WORKERS = 8
+LARGEST_ARRAY = 1000  # elements: what SLURM takes unless its administrator says otherwise
 # Requeues a piece whose process was killed: SLURM itself does not. The last element of an array has the id of the whole array as
 # its own, hence the two parts.
 TEARDOWN = [
@@ -604,8 +605,11 @@ def _submit(folder: Path, state: Path, costs: Mapping[str, float], settings: dic
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.helpers import clean_env
 
-    workers = int(settings.pop("workers", WORKERS))
-    heaps = pieces(costs, PER_WORKER * workers)
+    workers = settings.pop("workers", WORKERS)
+    for name, value in (("workers", workers), ("time", settings.get("time", 1))):
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} as a whole number" + " of minutes" * (name == "time"), repr(value), "correct --slurm")
+    heaps = pieces(costs, min(PER_WORKER * workers, LARGEST_ARRAY))
     executor = submitit.SlurmExecutor(folder, max_num_timeout=1000)
     usual = {"job_name": "vosnb", "time": 24 * 60, "signal_delay_s": 120, "teardown": TEARDOWN}
     try:
