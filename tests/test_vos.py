@@ -146,7 +146,7 @@ def test_a_png_per_object_in_and_out_with_overlaps_and_every_frame(vosnb, tmp_pa
     for folder, t in (("000", 0), ("004", 2)):
         write_labels(tmp_path / "data" / "Annotations" / "v" / folder / f"{t:05d}.png", truth(0, 1) * 255)
     assert "per_obj_png_file" in vosnb(*FOLDERS).err
-    assert vosnb(*FOLDERS, "--per_obj_png_file", "--track_object_appearing_later_in_video").code == 0
+    assert "object 004 appears after frame 00000" in vosnb(*FOLDERS, "--per_obj_png_file").err
     for folder, begin in (("000", 0), ("004", 2)):
         for t in range(FRAMES):
             found = np.array(Image.open(tmp_path / "masks" / "v" / folder / f"{t:05d}.png")) > 0

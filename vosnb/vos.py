@@ -58,8 +58,9 @@ class Vos:
         clip, prompts = video.clip, video.prompts(self.every)
         names, notes = clip.names, []
         if not self.late and (late := sorted({*prompts.ids} - {*prompts.get(0, {})})):
+            names_of = (str(prompts.objects.get(obj, {}).get("folder", obj)) for obj in late)
             notes.append(
-                f"object {', '.join(map(str, late))} appears after frame {names[0]} and is tracked from there; "
+                f"object {', '.join(names_of)} appears after frame {names[0]} and is tracked from there; "
                 f"say {LATE_FLAG} where that is expected, as for LVOS and YouTube-VOS"
             )
         nothing = np.zeros((clip.height, clip.width), bool)
