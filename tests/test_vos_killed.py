@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -71,14 +72,20 @@ def test_killed_and_repeated_the_bytes_are_those_of_a_run_left_alone(data, by, k
     calm = contents(tmp_path / "calm")
     out, books, draw = tmp_path / "out", tmp_path / "out.run", random.Random(kills)
 
-    def masks() -> int:
-        return len(list(out.rglob("*.png"))) + len(list(books.glob("tmp/**/*.png")))
+    def masks(since: float) -> int:
+        found = 0
+        for top in (out, books / "tmp"):
+            for folder, _, names in os.walk(top):  # which does not mind what is renamed meanwhile
+                for name in names:
+                    with suppress(FileNotFoundError):
+                        found += os.stat(os.path.join(folder, name)).st_mtime >= since
+        return found
 
     hit = 0
     for n in range(kills):
         more = draw.randint(1, 2 * len(calm) // kills) if n % 3 else 0  # how many masks it may write; none: as it starts
-        goal, batch = len(list(out.rglob("*.png"))) + more, begin(folder, out, by)
-        while masks() < goal and batch.poll() is None:
+        since, batch = time.time(), begin(folder, out, by)
+        while masks(since) < more and batch.poll() is None:
             time.sleep(0.02)
         time.sleep(draw.uniform(0, 0.05 if more else 1))
         if n % 2:
