@@ -17,7 +17,7 @@ from batch_job import Write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vosnb.batch import chunk, pieces, run, state_of
+from vosnb.batch import _changes, _places, chunk, pieces, run, state_of
 from vosnb.errors import InputError
 
 ITEMS = {f"v{n:02d}": float(n % 7 + 1) for n in range(12)}
@@ -125,6 +125,13 @@ def test_failures_and_deaths_are_recorded_and_do_not_stop_the_others(tmp_path, c
     assert not list((tmp_path / "out.run" / "failed").iterdir())
 
 
+def test_after_an_error_that_is_not_the_inputs_another_process_takes_over(tmp_path):
+    done = run(Write({name: 1 for name in "abcde"}, faults={"b": "input", "d": "raise"}), tmp_path / "out")
+    assert set(done.failed) == {"b", "d"}
+    pids = {name: facts["pid"] for name, facts in done.done.items()}
+    assert pids["a"] == pids["c"] != pids["e"]
+
+
 def test_parts_side_by_side_make_the_whole(tmp_path):
     for i in (2, 0, 1):
         assert len(run(Write(ITEMS), tmp_path / "out", part=(i, 3)).done) == 4
@@ -136,6 +143,18 @@ def test_every_process_has_its_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa, 3")
     done = run(Write({name: 1 for name in "abcdef"}, 0.2), tmp_path / "out", jobs=None).done
     assert {(facts["gpu"]) for facts in done.values()} == {"GPU-aa", "3"} and len({f["pid"] for f in done.values()}) == 2
+
+
+def test_processes_are_one_per_gpu_that_nvidia_smi_finds_or_share_them(tmp_path, monkeypatch):
+    found = "".join(f"GPU {i}: H100 (UUID: GPU-{i})\n  MIG 1g.10gb Device 0: (UUID: MIG-{i})\n" for i in range(8))
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<end\n{found}end\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in _places(None)] == list("01234567")
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in _places(10)] == list("0123456701")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the user wants none
+    assert not any("CUDA_VISIBLE_DEVICES" in place for place in _places(None))
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------------
@@ -152,6 +171,19 @@ def test_another_plan_into_the_same_folder_is_refused_unless_told_to_overwrite(t
     assert contents(tmp_path / "out") == expected("a", "sour")
 
 
+def test_what_differs_is_said_of_settings_within_settings_and_other_versions_are_noted(tmp_path, capfd):
+    old = {"strategy": {"name": "x", "iou_thre": 0.1, "first": {"k": 1}}, "items": ["a"]}
+    new = {"strategy": {"name": "x", "iou_thre": 0.3, "first": {"k": 2}}, "items": ["a"]}
+    assert _changes(old, new) == "strategy.iou_thre: 0.1 → 0.3, strategy.first.k: 1 → 2"
+    run(Write({"a": 1}), tmp_path / "out")
+    assert "other versions" not in capfd.readouterr().err
+    file = tmp_path / "out.run" / "run.json"
+    begun = json.loads(file.read_text())
+    file.write_text(json.dumps({**begun, "versions": {**begun["versions"], "numpy": "1.0"}}))
+    assert run(Write({"a": 1}), tmp_path / "out").code == 0
+    assert 'note: out was begun with other versions (numpy: "1.0" → ' in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_of_something_else_is_left_alone(overwrite, tmp_path):
     (tmp_path / "out").mkdir()
@@ -163,8 +195,13 @@ def test_a_folder_of_something_else_is_left_alone(overwrite, tmp_path):
 
 @pytest.mark.parametrize(
     "how, says",
-    [({"jobs": 0}, "at least one process"), ({"part": (3, 3)}, "a part from 0 to 2"), ({"slurm": {}}, "no sbatch")],
-    ids=["no process", "no such part", "no SLURM"],
+    [
+        ({"part": (0, 2), "overwrite": True}, "overwrite of one"),
+        ({"jobs": 0}, "at least one process"),
+        ({"part": (3, 3)}, "a part from 0 to 2"),
+        ({"slurm": {}}, "no sbatch"),
+    ],
+    ids=["one part anew", "no process", "no such part", "no SLURM"],
 )
 def test_arguments_that_do_not_fit(how, says, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -284,6 +284,20 @@ def test_evaluate_scores_data_sets_and_compares(film, vosnb, tmp_path):
     assert done.code == 0 and "other: J&F -0.5000" in done.out and Path("both/other/index.html").is_file()
 
 
+@pytest.mark.parametrize(
+    "folders, names",
+    [
+        (["runs/a", "runs/b"], ["a", "b"]),
+        (["runs/davis/masks", "runs/other/masks"], ["davis", "other"]),
+        (["flow/masks", "sam/masks", "other"], ["flow_masks", "sam_masks", "other"]),
+        (["/x/masks", "masks"], ["x_masks", "masks"]),
+        (["masks"], ["masks"]),
+    ],
+)
+def test_results_are_called_by_what_they_differ_in(folders, names):
+    assert [cli._name(Path(f), [*map(Path, folders)]) for f in folders] == names
+
+
 def test_fetch_without_a_name_lists_the_checkpoints(vosnb):
     done = vosnb("fetch")
     assert done.code == 0 and all(name in done.out for name in ("sam_vit_b", "sam2.1_hiera_tiny", "MB", "Apache-2.0"))

@@ -94,6 +94,15 @@ def test_lvos_counts_from_one_in_fives_and_takes_first_appearances_of_dense_trut
     assert objects(video.prompts(every=True)) == {0: [1], 1: [1, 2], 2: [1, 2]}
 
 
+def test_masks_of_0_and_255_alone_are_of_one_object_but_beside_ids_255_is_void(tmp_path):
+    frames(tmp_path / "JPEGImages" / "a")
+    masks(tmp_path / "Annotations" / "a", {"00000": labels(), "00001": labels(255), "00003": labels(0, 255)})
+    prompts = dataset(tmp_path)["a"].prompts(every=True)
+    assert objects(prompts) == {1: [1], 3: [1]} and (prompts[1][1].mask == (labels(255) > 0)).all()
+    masks(tmp_path / "Annotations" / "a", {"00000": labels(2, 255)})
+    assert objects(dataset(tmp_path)["a"].prompts(every=True)) == {0: [2]}
+
+
 @pytest.mark.parametrize("meta", [None, {"length": 4, "objects": ["1", "2"]}], ids=["v1", "v2"])
 def test_mose_with_and_without_its_meta_file_from_its_root_or_its_split(meta, tmp_path):
     frames(tmp_path / "valid" / "JPEGImages" / "v")

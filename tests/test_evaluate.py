@@ -253,7 +253,9 @@ def test_a_late_object_of_a_higher_id_counts_but_in_davis(pair):
 def test_an_object_only_on_the_first_frame_is_1_in_davis_and_dropped_in_sa_v(pair):
     truth = film(1, 2)
     truth[1:][truth[1:] == 2] = 0
-    assert pair(truth, truth).J["a_2"] == 1 and "a_2" not in pair(truth, truth, "sa-v").J
+    assert pair(truth, truth).J["a_2"] == 1
+    report = pair(truth, truth, "sa-v")
+    assert "a_2" not in report.J and "a: object 2 is on no frame scored; left out." in report.notes
 
 
 def test_void_is_background_but_an_object_in_sa_v(pair):
@@ -353,12 +355,13 @@ def test_damaged_and_coloured_masks_are_refused_by_name(harm, pair, tmp_path):
         evaluate(tmp_path / "masks", tmp_path / "truth", protocol="davis2017")
 
 
-def test_a_sequence_of_two_frames_is_left_out_and_named(pair, tmp_path):
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_sequence_of_one_or_two_frames_is_left_out_and_named(frames, pair, tmp_path):
     pair(film(1), film(1))
     for kind in ("truth", "masks"):
-        write(tmp_path / kind / "short", film(1)[:2])
+        write(tmp_path / kind / "short", film(1)[:frames])
     report = evaluate(tmp_path / "masks", tmp_path / "truth", protocol="davis2017")
-    assert report.J == {"a_1": 1} and "short: 2 frames" in report.notes[0]
+    assert report.J == {"a_1": 1} and f"short: {frames} frames" in report.notes[0]
 
 
 def test_folders_per_object_may_overlap_and_begin_at_000(tmp_path):
@@ -441,6 +444,9 @@ def test_the_worst_masks_are_drawn_on_the_frames(pair, tmp_path):
     )
     with pytest.raises(InputError, match="frames to draw on"):
         report.save(tmp_path / "other", images=tmp_path)
+    for path in (tmp_path / "jpg" / "a").iterdir():
+        path.rename(path.with_suffix(".JPEG"))
+    assert report.save(tmp_path / "more", images=tmp_path / "jpg").is_dir()
 
 
 def test_a_comparison_pairs_objects_and_says_how_sure_it_is(tmp_path):

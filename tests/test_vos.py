@@ -17,7 +17,9 @@ from vosnb import cli
 from vosnb.datasets import folders
 from vosnb.masks import Masks, write_labels
 from vosnb.paint import davis_palette
+from vosnb.strategies import get
 from vosnb.vos import Vos
+from vosnb.vos_command import slurm_settings
 
 FRAMES = 5
 
@@ -67,6 +69,18 @@ def vosnb(monkeypatch, capfd, tmp_path):
 FOLDERS = ["--base_video_dir", "data/JPEGImages", "--input_mask_dir", "data/Annotations", "--output_mask_dir", "masks"]
 
 
+def test_names_with_spaces_and_frames_of_any_kind_of_name_and_picture_are_fine(vosnb, tmp_path):
+    images, masks = tmp_path / "data" / "JPEGImages" / "ein Tag", tmp_path / "data" / "Annotations" / "ein Tag"
+    images.mkdir(parents=True)
+    for t in range(3):
+        Image.new("RGB", (40, 24), (10 * t, 0, 0)).save(images / f"frame{t:05d}.PNG")
+        write_labels(masks / f"frame{t:05d}.png", truth(t, 254))
+    (tmp_path / "list.txt").write_bytes("\ufeffein Tag\r\n".encode())
+    done = vosnb("--data", "data", "-o", "my masks", "--video_list_file", "list.txt", "--report", "r", "--protocol", "sa-v")
+    assert done.code == 0 and "J&F-Mean 1.0000" in done.out, done.err
+    assert [p.name for p in sorted((tmp_path / "my masks" / "ein Tag").iterdir())] == [f"frame{t:05d}.png" for t in range(3)]
+
+
 def test_every_video_becomes_a_folder_of_indexed_pngs_named_like_its_frames(data, vosnb, tmp_path):
     done = vosnb(*FOLDERS)
     assert done.code == 0 and "2 done, 0 failed, 0 left" in done.out
@@ -113,6 +127,13 @@ def test_late_objects_are_tracked_and_told_of_unless_expected(vosnb, tmp_path):
     assert "appears after" not in done.err and (Masks(tmp_path / "masks" / "late")[3] == truth(3, 1, 2)).all()
 
 
+def test_an_object_that_is_alone_and_late_is_told_of_too_and_the_frames_before_it_are_empty(vosnb, tmp_path):
+    write(tmp_path / "data", "late", annotated={0: truth(0), 2: truth(0, 1)})
+    assert "object 1 appears after frame 00000" in vosnb(*FOLDERS).err
+    masks = Masks(tmp_path / "masks" / "late")
+    assert len(masks) == FRAMES and not masks[1].any() and (masks[3] == truth(1, 1)).all()
+
+
 def test_every_annotation_is_a_prompt_where_asked(vosnb, tmp_path):
     write(tmp_path / "data", "v", annotated={0: truth(0, 1), 3: truth(9, 1)})
     vosnb(*FOLDERS, "--use_all_masks")
@@ -125,7 +146,7 @@ def test_a_png_per_object_in_and_out_with_overlaps_and_every_frame(vosnb, tmp_pa
     for folder, t in (("000", 0), ("004", 2)):
         write_labels(tmp_path / "data" / "Annotations" / "v" / folder / f"{t:05d}.png", truth(0, 1) * 255)
     assert "per_obj_png_file" in vosnb(*FOLDERS).err
-    assert vosnb(*FOLDERS, "--per_obj_png_file", "--track_object_appearing_later_in_video").code == 0
+    assert "object 004 appears after frame 00000" in vosnb(*FOLDERS, "--per_obj_png_file").err
     for folder, begin in (("000", 0), ("004", 2)):
         for t in range(FRAMES):
             found = np.array(Image.open(tmp_path / "masks" / "v" / folder / f"{t:05d}.png")) > 0
@@ -141,7 +162,9 @@ def test_a_data_set_by_its_kind_and_j_and_f_at_the_end(data, vosnb, tmp_path):
     (data / "ImageSets" / "2017" / "val.txt").write_text("bear\n")
     done = vosnb("--data", "data", "--kind", "davis2017", "-o", "masks", "--report", "report", "--jobs", "auto")
     assert done.code == 0 and "J&F-Mean 1.0000" in done.out and (tmp_path / "report" / "index.html").is_file()
-    assert "--report with --data" in vosnb(*FOLDERS, "--report", "report").err
+    folder = ["--base_video_dir", "data/JPEGImages/480p", "--input_mask_dir", "data/Annotations/480p", "-o", "all"]
+    done = vosnb(*folder, "--report", "other", "--protocol", "sa-v")
+    assert done.code == 0 and "J&F-Mean 1.0000" in done.out and (tmp_path / "other" / "per-frame.csv").is_file()
 
 
 @pytest.mark.parametrize("harm", ["truncated", "another size", "no object"])
@@ -170,6 +193,10 @@ def test_a_video_that_is_damaged_is_recorded_and_the_others_are_done(harm, data,
         ([*FOLDERS, "--jobs", "many"], "a number of processes, or auto"),
         ([*FOLDERS, "--num_pathway", "3"], "a setting of shift among speed"),
         ([*FOLDERS, "--slurm", "partition"], "name=value"),
+        ([*FOLDERS, "--report", "report"], "--report with --protocol davis2016, davis2017"),
+        ([*FOLDERS, "--report", "report", "--protocol", "mose", "--num_chunks", "2"], "--report without chunks"),
+        ([*FOLDERS, "--sam2_cfg", "sam2.1_hiera_l.yaml"], "--sam2_checkpoint with --sam2_cfg"),
+        (["--data", "data", "-o", "masks", "--per_obj_png_file"], "--data of kind folder, which has one for all"),
         (["--data", "data", "--kind", "sa-v", "-o", "masks"], "sav_val/JPEGImages_24fps"),
     ],
 )
@@ -184,6 +211,21 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_any_work(data, vosnb, 
     for name, says in (("sam2.1_hiera_tiny", "vosnb fetch sam2.1_hiera_tiny"), ("none.pt", "none.pt, which does not exist")):
         done = vosnb(*FOLDERS, "--sam2_checkpoint", name, by="sam2long")
         assert done.code == 2 and says in done.err and not list(tmp_path.glob("masks*"))
+
+
+def test_what_a_slurm_setting_lists_may_have_commas():
+    assert slurm_settings(["partition=gpu,exclude=n1,n2,time=60", "mem=8GB"]) == {
+        "partition": "gpu", "exclude": "n1,n2", "time": 60, "mem": "8GB",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("by, first, file", [("sam2+refine", "SAM2", "sam2"), ("xmem+refine", "XMem", "xmem")])
+def test_the_plan_names_every_model_and_its_checkpoint_also_of_what_is_refined(by, first, file, data):
+    videos = folders(data / "JPEGImages", data / "Annotations")
+    plan = Vos(videos, get(by)).plan()["strategy"]
+    assert (plan["name"], plan["first"]["name"]) == ("Refined", first) and file in plan["first"]["checkpoint"]["file"].lower()
+    for part in (plan, plan["first"]):
+        assert part["model"] and len(part["checkpoint"]["sha256"]) == 64
 
 
 def test_two_hundred_short_videos_in_one_process_keep_memory_flat(tmp_path):

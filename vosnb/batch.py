@@ -10,7 +10,8 @@ written; so whatever is there is whole, and repeating the command is the recover
     manifest.json    all of that in one file, written at the end of each call
     lock, tmp/, job.pkl, slurm/
 
-A process that dies, of a signal or a fault, is recorded against the item it had in hand, and another takes its place.
+A process that dies, of a signal or a fault, is recorded against the item it had in hand, and another takes its place; so it does
+after an error that is not the input's, since a GPU may answer nothing any more after one.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ GRACE = 5.0  # seconds: a process whose parent was killed is gone by then
 CORES = 4  # of a process, where there is no GPU
 PER_WORKER = 4  # pieces of a SLURM array per worker, so that the scheduler can balance
 WORKERS = 8
+LARGEST_ARRAY = 1000  # elements: what SLURM takes unless its administrator says otherwise
 # Requeues a piece whose process was killed: SLURM itself does not. The last element of an array has the id of the whole array as
 # its own, hence the two parts.
 TEARDOWN = [
@@ -109,7 +111,8 @@ def run(
 
     `jobs`: processes, each on a GPU of its own as far as there are any; None: one per GPU, or per four cores.  `part` (i, n): the i-th
     of n nearly equal parts of the sorted items, for callers that share them out themselves.  `slurm`: what submitit's SlurmExecutor
-    takes (partition, time in minutes, gpus_per_node, …) and `workers`, how many run at a time.  `overwrite`: remove an earlier run first.
+    takes (partition, time in minutes, gpus_per_node, …) and `workers`, how many run at a time.  `overwrite`: remove an earlier run first
+    (not with parts, which may run at the same time).
 
     TERM, USR2 and INT end it in order: what was in hand is given back. `InputError`, before any work: results of another plan or of
     something else in `out`; another run on it, here or on SLURM.
@@ -118,6 +121,8 @@ def run(
     index, count = part
     if not 0 <= index < count:
         raise InputError(f"a part from 0 to {count - 1}", index, "check the numbers of nodes and chunks")
+    if overwrite and count > 1:
+        raise InputError("all parts to be made anew together", "overwrite of one", f"remove {out} and {state_of(out)} first")
     if jobs is not None and jobs < 1:
         raise InputError("at least one process", jobs, "leave it out for one per GPU")
     if slurm is not None and not shutil.which("sbatch"):
@@ -193,16 +198,15 @@ def _prepare(job: Job, plan: dict[str, Any], out: Path, state: Path, overwrite: 
             elif not path.name.startswith("lock"):
                 path.unlink()
     if file.is_file():
-        old = json.loads(file.read_text())["plan"]
-        if old != plan:
-            other = ", ".join(
-                f"{key}: {_short(old.get(key))} → {_short(plan.get(key))}"
-                for key in {**old, **plan}
-                if old.get(key) != plan.get(key)
-            )
+        begun = json.loads(file.read_text())
+        if begun["plan"] != plan:
             raise InputError(
-                f"the plan that {out} was begun with", f"another one ({other})", "choose another folder, or say overwrite"
+                f"the plan that {out} was begun with",
+                f"another one ({_changes(begun['plan'], plan)})",
+                "choose another folder, or say overwrite",
             )
+        if changed := _changes(begun["versions"], _versions()):
+            print(f"note: {out.name} was begun with other versions ({changed})", file=sys.stderr)
     else:
         if out.is_dir() and any(out.iterdir()):
             raise InputError(f"{out} to be new, empty or that of an earlier run", "something else", "choose another name")
@@ -250,6 +254,18 @@ def _versions() -> dict[str, str]:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> str:
+    """'iou_thre: 0.1 → 0.3, …', of settings within settings too."""
+    found = []
+    for key in {**old, **new}:
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found.append(_changes(was, now, f"{within}{key}."))
+        elif was != now:
+            found.append(f"{within}{key}: {_short(was)} → {_short(now)}")
+    return ", ".join(filter(None, found))
 
 
 def _short(value: Any) -> str:
@@ -313,11 +329,12 @@ class _Lock:
 
 @dataclass(frozen=True)
 class _Event:
-    """An item ended: well, or with an error; `notes` are for people."""
+    """An item ended: well, or with an error; `notes` are for people; `worn`: its process is not to be given another."""
 
     name: str
     error: str = ""
     notes: tuple[str, ...] = ()
+    worn: bool = False
 
 
 class _Signals:
@@ -399,32 +416,31 @@ def _supervised(
                 for key, _ in ready.select(0.5):
                     worker, place = key.data
                     line = worker.process.stdout.readline()
-                    name, worker.name = worker.name, "" if line else worker.name
-                    if line and waiting and signals.received is None:
-                        worker.tell(waiting.popleft())
-                    elif line:
-                        worker.tell(None)
+                    event = _Event(**json.loads(line)) if line.endswith(b"\n") else None  # it may die in the middle
+                    if event:
+                        more = waiting and not event.worn and signals.received is None
+                        worker.tell(waiting.popleft() if more else None)
                     else:
                         ready.unregister(worker.process.stdout)
                         workers.remove(worker)
                         code = worker.process.wait()
                         worker.kill()
-                        if name:
-                            line = _died(state, name, code)
+                        if worker.name:
+                            event = _died(state, worker.name, code)
                         if waiting and signals.received is None:
                             start(place)
-                    if line:
-                        yield _Event(**json.loads(line))
+                    if event:
+                        yield event
         finally:
             for worker in workers:
                 worker.kill()
 
 
-def _died(state: Path, name: str, code: int) -> str:
+def _died(state: Path, name: str, code: int) -> _Event:
     how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
     error = f"its process died of {how}"
     _write_marker(state, "failed", name, {"error": error})
-    return json.dumps({"name": name, "error": error})
+    return _Event(name, error)
 
 
 def work() -> None:
@@ -473,7 +489,7 @@ def _make(job: Job, out: Path, state: Path, name: str) -> dict[str, Any]:
     except Exception as error:
         said = "".join(traceback.format_exception_only(error)).strip()
         _write_marker(state, "failed", name, {"error": said, "traceback": traceback.format_exc()})
-        return {"name": name, "error": said[:2000]}
+        return {"name": name, "error": said[:2000], "worn": not isinstance(error, InputError)}
     finally:
         shutil.rmtree(private, ignore_errors=True)
     return {"name": name, "notes": facts.get("notes", [])}
@@ -589,8 +605,11 @@ def _submit(folder: Path, state: Path, costs: Mapping[str, float], settings: dic
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.helpers import clean_env
 
-    workers = int(settings.pop("workers", WORKERS))
-    heaps = pieces(costs, PER_WORKER * workers)
+    workers = settings.pop("workers", WORKERS)
+    for name, value in (("workers", workers), ("time", settings.get("time", 1))):
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} as a whole number" + " of minutes" * (name == "time"), repr(value), "correct --slurm")
+    heaps = pieces(costs, min(PER_WORKER * workers, LARGEST_ARRAY))
     executor = submitit.SlurmExecutor(folder, max_num_timeout=1000)
     usual = {"job_name": "vosnb", "time": 24 * 60, "signal_delay_s": 120, "teardown": TEARDOWN}
     try:

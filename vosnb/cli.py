@@ -244,12 +244,12 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Compare masks with ground truth: J and F per object; without a protocol of one sequence, but its first frame."""
+    from .datasets import names_in
     from .evaluate import Comparison
     from .evaluate import evaluate as verb
 
     check_result(out, (".json",) if out and out.suffix else (), *results, truth)
-    lists = {name: path.read_text().split("\n") for name, path in (("sequences", sequences), ("unseen", unseen)) if path}
-    chosen = {name: [line.strip() for line in lines if line.strip()] for name, lines in lists.items()}
+    chosen = {name: names_in(path) for name, path in (("sequences", sequences), ("unseen", unseen)) if path}
     reports = {
         _name(masks, results): verb(
             masks,
@@ -258,7 +258,7 @@ def evaluate(
             ids=only,
             missing=missing,
             jobs=jobs,
-            compared={"masks": str(masks), "truth": str(truth)},
+            **({} if protocol else {"compared": {"masks": str(masks), "truth": str(truth)}}),
             **chosen,
         )
         for masks in results
@@ -396,10 +396,12 @@ def _clip(source: str) -> Clip:
 
 
 def _name(folder: Path, among: list[Path]) -> str:
-    """What to call one of several results: its last part, or all of it where these are the same."""
-    return (
-        folder.name if [f.name for f in among].count(folder.name) == 1 else "_".join(p for p in folder.parts if p not in "/..")
-    )
+    """What to call one of several results: its last part, but those that all have (masks), or all of it where names are the same."""
+    parts = [f.parts for f in among]
+    shared = next((n for n, last in enumerate(zip(*map(reversed, parts), strict=False)) if len({*last}) > 1), 0)
+    names = [p[-1 - shared] for p in parts if len(p) > shared]
+    name = folder.parts[-1 - shared] if len(folder.parts) > shared else ""
+    return name if names.count(name) == 1 else "_".join(p for p in folder.parts if p not in "/..")
 
 
 def _with_options(asked: Prompts, frame: int, points: Any, background: Any, boxes: Any) -> Prompts:

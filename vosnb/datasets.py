@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from .clip import Clip
-from .errors import InputError
-from .files import natural
+from .errors import InputError, few
+from .files import natural, pngs
 from .frames import IMAGE_SUFFIXES
 from .masks import Masks, read_labels
 from .metrics import ids_in
@@ -116,19 +116,20 @@ class Video:
     def prompts(self, every: bool = False) -> Prompts:
         """Each object's first annotation, or `every` one, as masks on the clip's frames.
 
-        Where each object has a folder, `objects` says which. `InputError`: an annotation of another size than the frames', damaged, or
-        without a frame of its name; no object at all.
+        Where each object has a folder, `objects` says which. Masks of 0 and 255 alone are of one object, 1; beside ids, 255 is void.
+        `InputError`: an annotation of another size than the frames', damaged, or without a frame of its name; no object at all.
         """
         clip = self.clip
         place = {name: t for t, name in enumerate(clip.names)}
         found: dict[int, dict[int, np.ndarray]] = {}
         seen: set[int] = set()
-        folders = self._folders()
+        folders, binary = self._folders(), self.binary
         for t, obj, path in self._annotated(place, folders):
             if obj in seen and not every:
                 continue
             labels = read_labels(path, size=(clip.height, clip.width), phantom="trust")
-            if obj is not None or self.binary:
+            binary |= not seen and ids_in(labels) == {VOID}
+            if obj is not None or binary:
                 masks = {obj or 1: labels > 0} if labels.any() else {}
             else:
                 masks = {i: labels == i for i in sorted(ids_in(labels) - {VOID}) if every or i not in seen}
@@ -148,7 +149,7 @@ class Video:
     def cost(self) -> float:
         """Roughly the seconds it takes on a GPU, to order videos by: frames × (a + b · objects)."""
         objects = len(self._folders() or self.ids or ())
-        if not objects and (files := _pngs(self.annotations)):
+        if not objects and (files := pngs(self.annotations)):
             with suppress(InputError):  # a damaged file is told of when the video's turn comes
                 objects = len(ids_in(read_labels(min(files, key=natural), phantom="trust")) - {VOID})
         return self.frames * (0.03 + 0.05 * max(objects, 1))
@@ -164,11 +165,11 @@ class Video:
     def _annotated(self, place: dict[str, int], folders: dict[int, str]) -> Iterator[tuple[int, int | None, Path]]:
         """(frame, object or None for all, file) in order of time."""
         parts = {obj: self.annotations / name for obj, name in folders.items()} or {None: self.annotations}
-        files = [(place.get(path.stem), obj, path) for obj, folder in parts.items() for path in _pngs(folder)]
+        files = [(place.get(path.stem), obj, path) for obj, folder in parts.items() for path in pngs(folder)]
         if strange := [path for t, _, path in files if t is None]:
             raise InputError(
                 f"a frame for each annotation in {self.images}",
-                f"none for {_few(sorted(strange))}",
+                f"none for {few(sorted(strange))}",
                 "give frames and masks the same names",
             )
         files.sort(key=lambda file: file[0])
@@ -192,7 +193,7 @@ class Dataset(Sequence[Video]):
             return self.videos[key]
         found = next((video for video in self.videos if video.name == key), None)
         if found is None:
-            raise InputError(f"a video of {len(self)}: {_few(self.names)}", repr(key), "correct the name")
+            raise InputError(f"a video of {len(self)}: {few(self.names)}", repr(key), "correct the name")
         return found
 
     @property
@@ -204,7 +205,7 @@ class Dataset(Sequence[Video]):
         return Dataset(self.kind, tuple(self[name] for name in names))
 
     def __repr__(self) -> str:
-        return f"Dataset {self.kind}: {len(self)} videos ({_few(self.names)})"
+        return f"Dataset {self.kind}: {len(self)} videos ({few(self.names)})"
 
 
 def dataset(root: str | Path, kind: str = "folder", split: str = "val") -> Dataset:
@@ -265,12 +266,12 @@ def folders(
     for folder, what in ((images, "frames"), (annotations, "masks")):
         if lost := [name for name in chosen if not _is_video(folder / name)]:
             raise InputError(
-                f"a folder of {what} of each video", f"none in {folder} for {_few(lost)}", "check the list and the path"
+                f"a folder of {what} of each video", f"none in {folder} for {few(lost)}", "check the list and the path"
             )
     videos = tuple(Video(name, images / name, annotations / name, per_object) for name in chosen)
     for video in videos[:1]:  # they are all alike
         flat, nested = (
-            bool(_pngs(video.annotations)),
+            bool(pngs(video.annotations)),
             any(p.is_dir() and p.name.isdecimal() for p in video.annotations.iterdir()),
         )
         if per_object and not nested:
@@ -289,7 +290,7 @@ def folders(
 def names_in(file: str | Path) -> list[str]:
     """The videos that a list names, one a line; or, as DAVIS 2016 has it, by the paths of a frame and its mask."""
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("a text file of names, one a line", f"{file} ({error})", "check the path") from error
     words = (line.strip() for line in lines)
@@ -313,7 +314,7 @@ def _looks(root: Path, split: str) -> str:
             if kind != "folder" and _find(root, other, layout.images[:1]) and _find(root, other, layout.annotations[:1]):
                 found.setdefault(kind, kind if other == split else f"{kind}'s {other}")
     like = list(found.values())
-    there = f"{_few(sorted(p.name for p in root.iterdir())) or 'nothing'} in it"
+    there = f"{few(sorted(p.name for p in root.iterdir())) or 'nothing'} in it"
     return there + (f", which looks like {' or '.join(like)}" if like else "")
 
 
@@ -333,12 +334,3 @@ def _is_video(folder: Path) -> bool:
 def _stems(folder: Path) -> frozenset[str]:
     images = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
     return frozenset(path.stem for path in images)
-
-
-def _pngs(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() == ".png" and not path.name.startswith(".")]
-
-
-def _few(things: Iterable[Any]) -> str:
-    things = list(things)
-    return ", ".join(map(str, things[:4])) + (f" and {len(things) - 4} more" if len(things) > 4 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -28,3 +29,9 @@ class RunFailed(RuntimeError):
         where = f"code cell {cell}" if cell else "the kernel"
         super().__init__(f"{notebook.name} stopped in {where}: {reason}; it is kept, as far as it came, at {notebook}")
         self.notebook, self.cell, self.reason = notebook, cell, reason
+
+
+def few(things: Iterable[object]) -> str:
+    """'a, b, c, d and 7 more', for errors and notes."""
+    things = list(things)
+    return ", ".join(map(str, things[:4])) + (f" and {len(things) - 4} more" if len(things) > 4 else "")

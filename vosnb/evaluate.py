@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, few
 from .files import frame_numbers, replacing, replacing_folder
 from .masks import LARGEST, Masks, _decode
 from .metrics import ABSENT, Score, episodes, ids_in, jaccard, scores, statistics, variation
@@ -364,7 +364,7 @@ def evaluate(
     if not tracks:
         raise InputError(
             "at least one object and one frame to score",
-            f"{len(plans)} sequences in {truth_at}" + "".join(f"; {note}" for note in notes),
+            "; ".join(filter(None, [f"{len(plans)} sequences in {truth_at}", few(notes)])),
             f"check the folder, and whether {protocol.name} is its protocol"
             + ("; masks of 0 and 255 are scored by davis2016" if protocol.objects == "first" else ""),
         )
@@ -437,7 +437,7 @@ def _plans(
         here, found = {name: truth_at / name for name in names}, {name: found_at / name for name in names}
         extra = sorted({p.name for p in found_at.iterdir() if p.is_dir() and not p.name.startswith(".")} - {*names})
         if extra and sequences is None:
-            notes.append(f"The ground truth has no sequence {_few(extra)}: not scored.")
+            notes.append(f"The ground truth has no sequence {few(extra)}: not scored.")
     for name, folder in here.items():
         lost = not found[name].is_dir()
         if lost and missing == "skip":
@@ -508,18 +508,13 @@ def _meta(truth_at: Path) -> dict[str, dict[str, Any]]:
 def _refuse_missing(paths: list[Path], missing: str) -> None:
     if paths and missing != "empty":
         raise InputError(
-            "masks of every frame that is scored", f"none at {_few(map(str, paths))}",
+            "masks of every frame that is scored", f"none at {few(map(str, paths))}",
             "make them, or say missing='empty' (such a mask is empty) or 'skip' (such a sequence is left out)",
         )  # fmt: skip
 
 
 def _never(objects: list[int | str]) -> str:
-    return f"object {_few(objects)} is nowhere in the masks and lowers the mean"
-
-
-def _few(things: Iterable[Any]) -> str:
-    things = list(things)
-    return ", ".join(map(str, things[:4])) + (f" and {len(things) - 4} more" if len(things) > 4 else "")
+    return f"object {few(objects)} is nowhere in the masks and lowers the mean"
 
 
 # -- reading and scoring frames ------------------------------------------------------------------------------------------
@@ -561,7 +556,8 @@ def _inflated(data: bytes) -> np.ndarray | None:
     if size > LARGEST or len(packed) > size:
         return None
     try:
-        rows = np.frombuffer(zlib.decompress(packed[2:], -zlib.MAX_WBITS, size), np.uint8)
+        # room for a byte more than there is: a buffer that is full is doubled, and copied, before the end is seen
+        rows = np.frombuffer(zlib.decompress(packed[2:], -zlib.MAX_WBITS, size + 1), np.uint8)
     except zlib.error:
         return None
     if rows.size != size:
@@ -653,18 +649,22 @@ def _tracks(
     ids = plan.ids
     if plan.ids is None or (plan.object is not None and protocol.objects == "seen"):
         ids = tuple(sorted(in_truth))
-        if protocol.objects == "listed":  # a prompt that is never seen again counts too
-            ends = (plan.names[0], plan.names[-1])
+        if plan.object is None:
             truth_of = next(iter(plan.pairs.values()))[1].parent
-            ids = tuple(sorted(in_truth.union(*(ids_in(_read(truth_of / f"{name}.png", protocol.void)) for name in ends))))
+            ends = (ids_in(_read(truth_of / f"{name}.png", protocol.void)) for name in (plan.names[0], plan.names[-1]))
+            once = set().union(*ends) - in_truth
+            if protocol.objects == "listed":  # a prompt that is never seen again counts too
+                ids = tuple(sorted(in_truth | once))
+            elif once:
+                notes.append(f"{where}: object {few(sorted(once))} is on no frame scored; left out.")
     if plan.object is None and not plan.lost:
         if extra := sorted(in_masks - {*ids}):
-            notes.append(f"{where}: the ground truth has no object {_few(extra)}; ignored.")
+            notes.append(f"{where}: the ground truth has no object {few(extra)}; ignored.")
         if never := sorted({*ids} & in_truth - in_masks):
             notes.append(f"{where}: {_never(never)}: was it prompted?")
         if protocol.objects == "first" and (phantom := sorted({*ids} - in_truth)):
             notes.append(
-                f"{where}: object {_few(phantom)} is on no frame scored; where it is not found it counts as 1, as in DAVIS' code."
+                f"{where}: object {few(phantom)} is on no frame scored; where it is not found it counts as 1, as in DAVIS' code."
             )
     if plan.lost:
         notes.append(f"{where}: there are no masks of it; scores 0.")

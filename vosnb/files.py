@@ -14,7 +14,17 @@ from pathlib import Path
 
 from .errors import InputError
 
-__all__ = ["check_new", "check_result", "frame_numbers", "missing", "natural", "replacing", "replacing_folder", "scratch"]
+__all__ = [
+    "check_new",
+    "check_result",
+    "frame_numbers",
+    "missing",
+    "natural",
+    "pngs",
+    "replacing",
+    "replacing_folder",
+    "scratch",
+]
 
 HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "host"
 _count = count()
@@ -25,6 +35,11 @@ def natural(path: Path) -> tuple[list[str | int], str]:
     """A key that sorts frames and their masks alike: img2 before img10, whatever the case and the suffix."""
     parts = re.split(r"([0-9]+)", path.stem)
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], path.stem
+
+
+def pngs(folder: Path) -> list[Path]:
+    """Its PNGs, without what other systems hide (._00000.png)."""
+    return [file for file in folder.iterdir() if file.suffix.lower() == ".png" and not file.name.startswith(".")]
 
 
 def frame_numbers(names: Sequence[str]) -> list[int]:

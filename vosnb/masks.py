@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import InputError
-from .files import check_new, natural, replacing, replacing_folder
+from .files import check_new, natural, pngs, replacing, replacing_folder
 from .paint import Color, davis_palette, overlay
 from .prompts import check_id
 from .strategies import Score
@@ -287,10 +287,10 @@ class Masks:
     def _from_folder(self, folder: Path, phantom: str, names: Sequence[str] | None, shape: tuple[int, int] | None) -> None:
         if not folder.is_dir():
             raise InputError("a folder of PNG masks", f"{folder}, which is none", "check the path")
-        files = {file.stem: file for file in sorted(_pngs(folder), key=natural)}
+        files = {file.stem: file for file in sorted(pngs(folder), key=natural)}
         numbered = [sub for sub in folder.iterdir() if sub.is_dir() and sub.name.isdecimal() and not files]
         numbered.sort(key=lambda sub: int(sub.name))
-        parts = {sub.name: {file.stem: file for file in found} for sub in numbered if (found := _pngs(sub))}
+        parts = {sub.name: {file.stem: file for file in found} for sub in numbered if (found := pngs(sub))}
         every = list(files.values()) or [file for part in parts.values() for file in part.values()]
         if not every and (names is None or shape is None):
             raise InputError("a folder of PNG masks", f"{folder}, which holds none", "check the path")
@@ -435,11 +435,6 @@ def _starts(flat: np.ndarray) -> np.ndarray:
 def _ids_in(labels: np.ndarray) -> list[int]:
     flat = labels.ravel()
     return [int(i) for i in np.unique(flat[_starts(flat)]) if i]  # 20 times as quick as of all pixels
-
-
-def _pngs(folder: Path) -> list[Path]:
-    """Its PNGs, without what other systems hide (._00000.png)."""
-    return [file for file in folder.iterdir() if file.suffix.lower() == ".png" and not file.name.startswith(".")]
 
 
 def _flat(masks: Mapping[int, np.ndarray], shape: tuple[int, int]) -> np.ndarray:

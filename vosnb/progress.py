@@ -49,10 +49,14 @@ def _lines(items: Iterable[T], total: int | None, label: str, unit: str, every: 
         if now - last >= every:
             last = now
             print(
-                f"{label}: {done}{'/' + str(total) if total else ''} {unit}s, {done / (now - start):.1f}/s",
+                f"{label}: {done}{'/' + str(total) if total else ''} {unit}s, {_pace(done, now - start)}",
                 file=sys.stderr,
                 flush=True,
             )
     seconds = time.monotonic() - start
     if seconds > 2:
         print(f"{label}: {done} {unit}s in {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def _pace(done: int, seconds: float) -> str:
+    return f"{done / seconds:.1f}/s" if done > seconds else f"{seconds / done:.1f} s each"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import glob
 import io
+from dataclasses import asdict
 from html import escape
 from itertools import groupby
 from pathlib import Path
@@ -12,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from . import __version__
 from .errors import InputError
+from .frames import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from .evaluate import Comparison, Report, Track
 
 __all__ = ["comparison_page", "page", "picture", "worst"]
 
-PICTURES, PER_OBJECT, WIDTH = 12, 2, 420  # how many worst frames, of one object at most, pixels wide
+PICTURES, PER_OBJECT, WIDTH = 12, 2, 380  # how many worst frames, of one object at most, pixels wide
 AGREED, MISSED, EXTRA = (0, 158, 115), (213, 94, 0), (86, 180, 233)  # told apart by the colour-blind too (Okabe & Ito)
 
 STYLE = """<style>
@@ -27,10 +31,11 @@ body{font:15px/1.5 system-ui;max-width:1200px;margin:2em auto;padding:0 1em;colo
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.15em .7em;text-align:right}
 td:first-child,th:first-child{text-align:left}tr:nth-child(even){background:#f4f4f4}th{cursor:pointer;border-bottom:1px solid #999}
 svg{display:block;background:#fff}figure{display:inline-block;margin:.4em;vertical-align:top}figcaption{font-size:13px}
-img{display:block;max-width:100%}.j{color:#0072b2}.f{color:#e69f00}.box{display:inline-block;width:.9em;height:.9em;vertical-align:-.1em}
+img{display:block;max-width:100%}.j{color:#0072b2}.f{color:#e69f00}.about td{text-align:left}
+.box{display:inline-block;width:.9em;height:.9em;vertical-align:-.1em}
 </style>"""
 SORT = """<script>document.querySelectorAll("th").forEach(h=>h.onclick=()=>{
-const b=h.closest("table").tBodies[0],i=h.cellIndex,d=h.dir=h.dir==1?-1:1;
+const b=h.closest("table").tBodies[0],i=h.cellIndex,d=h.down=h.down==1?-1:1;
 const v=r=>r.cells[i].textContent;[...b.rows].sort((x,y)=>d*(isNaN(v(x))?v(x).localeCompare(v(y)):v(x)-v(y))).forEach(r=>b.append(r))})
 </script>"""
 
@@ -39,6 +44,8 @@ def page(report: Report, images: str | Path | None = None) -> str:
     """The page of one report. `images`: the folder of the frames (a folder per sequence), to draw the worst masks on."""
     about = [[k, v if not isinstance(v, list) else f"{len(v)}: {' '.join(map(str, v))}"] for k, v in report.about.items()]
     name = report.protocol.name if report.protocol else "one sequence"
+    about += [["protocol", ", ".join(f"{k} {v}" for k, v in asdict(report.protocol).items())]] if report.protocol else []
+    about.append(["vosnb", __version__])
     notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
     objects = [[str(t.key), len(t.frames), *_numbers(t)] for t in report.tracks]
     sequences = [[s, m["J&F"], m["J"], m["F"]] for s, m in report.sequences.items()] if len(report.sequences) > 1 else []
@@ -57,7 +64,7 @@ def page(report: Report, images: str | Path | None = None) -> str:
             "<h2>Sequences</h2>" + _table(["sequence", "J&F", "J", "F"], sequences) if sequences else "",
             "<h2>Objects</h2>", _table(["object", "frames", "J&F", "J", "F", "lowest J"], objects),
             "<h2>Over the frames</h2><p><b class=j>J</b> and <b class=f>F</b> from 0 to 1; grey where the object is not there.</p>", curves,
-            "<h2>What was run</h2>" + _table(["", ""], about) if about else "",
+            f"<h2>What was run</h2><div class=about>{_table(['', ''], about)}</div>",
             SORT,
         ]
     )  # fmt: skip
@@ -130,13 +137,12 @@ def _pictures(report: Report, images: str | Path | None) -> str:
 def _frame(images: str | Path | None, track: Track, t: int) -> np.ndarray | None:
     if images is None:
         return None
-    folder = Path(images) / track.sequence
-    for suffix in (".jpg", ".jpeg", ".png"):
-        path = folder / f"{track.frames[t]}{suffix}"
-        if path.is_file():
-            with Image.open(path) as image:
-                return np.asarray(image.convert("RGB"))
-    raise InputError("the frames to draw on", f"no {track.frames[t]}.jpg in {folder}", "give the folder of the frames, or none")
+    folder, name = Path(images) / track.sequence, track.frames[t]
+    found = sorted(path for path in folder.glob(f"{glob.escape(name)}.*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise InputError("the frames to draw on", f"no {name}.jpg in {folder}", "give the folder of the frames, or none")
+    with Image.open(found[0]) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def _curve(track: Track, width: int = 360, height: int = 70) -> str:

@@ -37,18 +37,13 @@ class Vos:
     late: bool = False
 
     def __post_init__(self) -> None:
-        if getattr(self.strategy, "model", "none") is None:  # decided once: every process and every repeat is to take the same
-            from .models import weights
-
-            family = getattr(self.strategy, "family", "sam2")
-            object.__setattr__(self, "strategy", dataclasses.replace(self.strategy, model=weights.default(family)))
+        object.__setattr__(self, "strategy", _settled(self.strategy))
 
     def plan(self) -> dict[str, Any]:
         video = self.data[0]
         return {
             "job": "vos",
-            "strategy": {"name": type(self.strategy).__name__, **dataclasses.asdict(self.strategy)},
-            "checkpoint": _checkpoint(getattr(self.strategy, "model", None)),
+            "strategy": _described(self.strategy),
             "images": str(video.images.parent.resolve()),
             "annotations": str(video.annotations.parent.resolve()),
             "per_object": video.per_object,
@@ -61,11 +56,11 @@ class Vos:
     def make(self, name: str, folder: Path) -> dict[str, Any]:
         video = self.data[name]
         clip, prompts = video.clip, video.prompts(self.every)
-        names, first = clip.names, min(prompts)
-        notes = []
-        if not self.late and (late := sorted({*prompts.ids} - {*prompts[first]})):
+        names, notes = clip.names, []
+        if not self.late and (late := sorted({*prompts.ids} - {*prompts.get(0, {})})):
+            names_of = (str(prompts.objects.get(obj, {}).get("folder", obj)) for obj in late)
             notes.append(
-                f"object {', '.join(map(str, late))} appears after frame {names[first]} and is tracked from there; "
+                f"object {', '.join(names_of)} appears after frame {names[0]} and is tracked from there; "
                 f"say {LATE_FLAG} where that is expected, as for LVOS and YouTube-VOS"
             )
         nothing = np.zeros((clip.height, clip.width), bool)
@@ -76,6 +71,33 @@ class Vos:
                 masks = {**dict.fromkeys(prompts.ids, nothing), **result.masks()} if video.per_object else result.labels
                 writer.write(names[t], masks)
         return {"frames": len(clip), "objects": len(prompts.ids), "notes": notes}
+
+
+def _settled(strategy: Any) -> Any:
+    """The same, its model named, and that of the one that it refines: every process and every repeat is to take the same."""
+    from .models import weights
+
+    found = {}
+    for name, value in _fields(strategy).items():
+        if name == "model" and value is None:
+            found[name] = weights.default(getattr(strategy, "family", "sam2"))
+        elif name != "model" and dataclasses.is_dataclass(value):
+            found[name] = _settled(value)
+    return dataclasses.replace(strategy, **found)
+
+
+def _described(strategy: Any) -> dict[str, Any]:
+    """Its name, its settings, the checkpoint that its model is."""
+    found = {"name": type(strategy).__name__}
+    for name, value in _fields(strategy).items():
+        found[name] = _described(value) if name != "model" and dataclasses.is_dataclass(value) else value
+    if checkpoint := _checkpoint(found.get("model")):
+        found["checkpoint"] = checkpoint
+    return found
+
+
+def _fields(strategy: Any) -> dict[str, Any]:
+    return {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy)}
 
 
 def _checkpoint(model: Any) -> dict[str, str] | None:

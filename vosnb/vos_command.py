@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,6 +63,7 @@ def vos(
     report: Annotated[
         Path | None, Flag("--report", help="A folder for J&F, by the protocol of --kind, when all is done.")
     ] = None,
+    protocol: Annotated[str | None, Flag("--protocol", help="Of --report, instead of that of --kind.")] = None,
 ) -> None:
     """Masks for the videos of a data set. Interrupt it, repeat it: only what is missing is done."""
     from .batch import run
@@ -74,11 +76,13 @@ def vos(
         raise InputError(
             "--base_video_dir and --input_mask_dir, or --data", "both or neither", "say where frames and masks are"
         )
-    if report and (data is None or kind not in PROTOCOLS or num_nodes * num_chunks > 1):
-        asked = f"{num_nodes * num_chunks} chunks" if num_nodes * num_chunks > 1 else kind
-        raise InputError(
-            "--report with --data, a --kind that has a protocol, no chunks", asked, "call `vosnb evaluate` at the end"
-        )
+    protocol = protocol or kind
+    if report and protocol not in PROTOCOLS:
+        raise InputError(f"--report with --protocol {', '.join(PROTOCOLS)}", protocol, "say which to score by")
+    if report and num_nodes * num_chunks > 1:
+        raise InputError("--report without chunks", f"{num_nodes * num_chunks} of them", "call `vosnb evaluate` at the end")
+    if sam2_cfg and sam2_checkpoint is None:
+        raise InputError("--sam2_checkpoint with --sam2_cfg", "none", "name the file of that architecture's weights")
     for number, count, what in ((node_id, num_nodes, "node"), (chunk_id, num_chunks, "chunk")):
         if not 0 <= number < count:
             raise InputError(f"a {what}_id from 0 to num_{what}s - 1 = {count - 1}", number, f"correct --{what}_id")
@@ -88,6 +92,9 @@ def vos(
     else:
         videos = dataset(data, kind, split)
         videos = videos.only(listed) if listed else videos
+        if per_obj_png_file and not videos[0].per_object:
+            got = f"--data of kind {kind}, which has one for all"
+            raise InputError("--per_obj_png_file with a PNG per object", got, "name the two folders instead, or leave it out")
     given = {
         "model": sam2_checkpoint, "config": sam2_cfg, "num_pathway": num_pathway, "iou_thre": iou_thre, "uncertainty": uncertainty,
         "score_thresh": score_thresh, "postprocess": apply_postprocessing or None, "device": device,
@@ -107,7 +114,7 @@ def vos(
     if report and not done.code:
         from .evaluate import evaluate
 
-        found = evaluate(output_mask_dir, videos[0].annotations.parent, protocol=kind, sequences=videos.names)
+        found = evaluate(output_mask_dir, videos[0].annotations.parent, protocol=protocol, sequences=videos.names)
         print(*(f"{name} {value:.4f}" for name, value in found.summary.items()), sep="\n")
         print(found.save(report, overwrite=True, images=videos[0].images.parent))
     if done.failed:
@@ -119,7 +126,7 @@ def slurm_settings(texts: list[str] | None) -> dict[str, Any] | None:
     """'partition=gpu,time=60' → {"partition": "gpu", "time": 60}; None where it was not asked for."""
     if texts is None:
         return None
-    pairs = (pair(part) for text in texts for part in text.split(","))
+    pairs = (pair(part) for text in texts for part in re.split(r",(?=\w+=)", text))  # exclude=n1,n2 is one
     return {name: int(value) if value.isdecimal() else value for name, value in pairs}
 
 
