@@ -1,6 +1,6 @@
 """Does memory grow with the clip? The same pass, `Clip → propagate → PNGs`, over a short and a long video file.
 
-    .venv/bin/python benchmarks/memory.py [--frames 5000] [--by xmem]      # xmem: its small architecture, random weights
+    .venv/bin/python benchmarks/memory.py [--frames 5000] [--by xmem]      # xmem: the small one that ships
     .venv/bin/python benchmarks/memory.py --videos 200 [--by sam2]         # does it grow from video to video?
 
 Each runs in a process of its own; the peak of its resident memory is what is compared. Exits with 1 if they differ by more
@@ -45,7 +45,7 @@ def write(video: str, frames: str) -> None:
 
 
 def settings(by: str) -> dict[str, Any]:
-    return {"model": "mini-random", "size": None} if by == "xmem" else {}
+    return {"model": "vosnb-mini-xmem", "size": -1} if by == "xmem" else {}
 
 
 def measure(video: str, out: str, by: str) -> None:
