@@ -31,7 +31,7 @@ class XMem:
     only; `size`: shorter side that the network sees (None: what it was made for, 480 pixels for the published one; −1: the clip's own);
     `antialias`: resize smoothly (the published results do not); `compat="xmem"`: pair the values of objects that begin late with keys
     as the original does, which after the first consolidation are other frames' keys; `amp`: half precision on CUDA, as the original's
-    command does; `mask_model` turns points and boxes into a mask.
+    command does; `mask_model` turns points and boxes into a mask, any model of `segment`.
 
     `deep_update_every` < 0 means on every memory frame. The original's `enable_long_term_count_usage` is always on: it costs nothing.
     """
@@ -52,7 +52,7 @@ class XMem:
     antialias: bool = False
     amp: bool = False
     device: str = "auto"
-    mask_model: str = "grabcut"
+    mask_model: str | None = None
 
     def __post_init__(self) -> None:
         if self.compat not in (None, "xmem"):
