@@ -210,6 +210,35 @@ def measure(
     run_measure(masks, out, pixel, unit, fps, gap, across, overwrite)
 
 
+@app.command()
+def export(
+    masks: Annotated[Path, typer.Argument(help="A folder of PNGs, or a COCO or YouTube-VIS JSON file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all; or, with one format of one file, that file.")],
+    as_: Annotated[
+        list[str],
+        typer.Option(
+            "--as", help="png, png-per-object, coco, youtube-vis, video, webm, cutout or csv; repeatable, or with commas."
+        ),
+    ],
+    clip: Annotated[
+        str | None, typer.Option(help="A video file or a folder of images: for video, webm, cutout and times.")
+    ] = None,
+    only: Annotated[list[int] | None, typer.Option("--object", help="Only this one; repeatable.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A prompts JSON file: names and colours of the objects.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Masks as other programs want them: PNGs, COCO and YouTube-VIS JSON, films, cut-outs, tables."""
+    from .export import export as verb
+    from .prompts import Prompts
+
+    check_result(out, (), masks, clip, prompts)
+    objects = Prompts.load(prompts).objects if prompts else None
+    formats = [name.strip() for text in as_ for name in text.split(",") if name.strip()]
+    source = _clip(clip) if clip else None
+    for path in verb(masks, source, out, formats, ids=only or None, objects=objects, overwrite=overwrite).values():
+        print(path)
+
+
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def video(context: typer.Context) -> None:
     """Track through one video with the flags of SAM 2 and SAM2Long: --video_path --points x1 y1 … --num_pathway 3 …"""
