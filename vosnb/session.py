@@ -139,6 +139,7 @@ class Session:
         self._lock, self._disk = threading.RLock(), threading.RLock()  # where both, the disk's first
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="vosnb-session")
         self._applied = Prompts()  # what the worker knows of
+        self._asked, self._answered = 0, 0  # how often something changed, and how much of that the worker has taken in
         self._edits: deque[tuple[Future, int | None]] = deque()
         self._waiting: list[tuple[Future, Callable[[int, np.ndarray], Any] | None]] = []
         self._run: set[str] = set()  # the passes that were asked for
@@ -310,7 +311,9 @@ class Session:
 
     def _edit(self, frame: int | None) -> Future[np.ndarray]:
         future: Future[np.ndarray] = _future()
-        self._edits.append((future, frame))
+        with self._lock:
+            self._edits.append((future, frame))
+            self._asked += 1
         self._worker.submit(self._work)
         self._tell(None)
         return future
@@ -355,7 +358,8 @@ class Session:
                 p = self._passes.setdefault(name, Pass())
                 p.goal, p.begun = len(self.clip), p.reported
             self._waiting.append((future, on_frame))
-            self._worker.submit(self._work)
+            self._asked += 1
+        self._worker.submit(self._work)
         return future
 
     def stop(self) -> None:
@@ -390,12 +394,13 @@ class Session:
             while True:
                 self._apply()
                 with self._lock:
+                    if self._asked != self._answered:
+                        continue
                     going = [(name, p) for name, p in self._passes.items() if p.goal is not None]
-                    if not going and not self._edits:
+                    if not going:
                         waiting, self._waiting = self._waiting, []
                         break
-                if going:
-                    self._advance(*going[0])
+                self._advance(*going[0])
             self._end(waiting, None)
         except Exception as error:
             with self._lock:
@@ -421,7 +426,7 @@ class Session:
     def _apply(self) -> None:
         """Takes in the prompts as they are now: every pass goes back to where they changed, and those frames are looked at anew."""
         with self._lock:
-            edits, prompts, direction = list(self._edits), self.prompts, self.direction
+            edits, prompts, direction, self._answered = list(self._edits), self.prompts, self.direction, self._asked
         changed = {t for t in {*prompts, *self._applied} if prompts.get(t) != self._applied.get(t)}
         own = divided(prompts, direction) if prompts else {}
         for name, p in list(self._passes.items()):
@@ -512,7 +517,7 @@ class Session:
                 for _, on_frame in waiting:
                     if on_frame is not None:
                         on_frame(frame, self.masks_at(frame))
-                if p.goal is None or self._edits:
+                if p.goal is None or self._asked != self._answered:
                     return
             p.goal = None
         finally:
