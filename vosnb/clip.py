@@ -157,6 +157,11 @@ class Clip:
         return self._reader.source
 
     @property
+    def taken(self) -> range:
+        """Which of the source's frames these are: range(0, 200), or another one in a slice."""
+        return self._known()
+
+    @property
     def window(self) -> tuple[float, float] | None:
         """The 16-bit values that became 0 and 255; None for 8-bit sources."""
         return self._reader.window

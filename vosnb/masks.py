@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from .clip import Clip
 
-__all__ = ["MaskWriter", "Masks", "read_labels", "write_labels"]
+__all__ = ["MaskWriter", "Masks", "read_labels", "write_labels", "write_scores"]
 
 LARGEST = 8192 * 8192  # pixels; a larger PNG is a mistake or a bomb
 _CODE = np.array([65536, 256, 1])  # a colour as one number
@@ -493,6 +493,14 @@ def _rows(names: Sequence[str], scores: Sequence[Mapping[int, Score]]) -> list[t
     return [(t, name, obj, s.iou, s.present, s.disagreement) for t, (name, given) in frames for obj, s in given.items()]
 
 
+def write_scores(folder: Path, names: Sequence[str], scores: Sequence[Mapping[int, Score]]) -> None:
+    """The table of scores beside the masks of these frames, where `Masks(folder)` finds it."""
+    with replacing(folder / _SCORES) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(_COLUMNS)
+        rows.writerows(_rows(names, scores))
+
+
 def _read_scores(file: Path, names: Sequence[str]) -> list[dict[int, Score]]:
     found: dict[str, dict[int, Score]] = {name: {} for name in names}
     try:
@@ -591,10 +599,5 @@ class MaskWriter:
             else:
                 future.cancel()
         if kind is None and any(self._scores.values()):
-            with (self._target / _SCORES).open("w", newline="", encoding="utf-8") as file:
-                rows = csv.writer(file, lineterminator="\n")
-                rows.writerow(_COLUMNS)
-                names = sorted(
-                    self._scores, key=lambda name: natural(Path(f"{name}.png"))
-                )  # not as written: that may be backward
-                rows.writerows(_rows(names, [self._scores[name] for name in names]))
+            names = sorted(self._scores, key=lambda name: natural(Path(f"{name}.png")))  # not as written: that may be backward
+            write_scores(self._target, names, [self._scores[name] for name in names])
