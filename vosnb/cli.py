@@ -385,6 +385,27 @@ def sweep(
     raise typer.Exit(done.code)
 
 
+@app.command("app")
+def web(
+    host: Annotated[
+        str, typer.Option(help="127.0.0.1 is this machine alone; 0.0.0.0 lets everybody in who reaches it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port of the address.")] = 7860,
+    model: Annotated[
+        str | None, typer.Option(help="vosnb-mini-sam2 (default until a SAM 2.1 is fetched), sam2.1_hiera_tiny, …")
+    ] = None,
+    megabytes: Annotated[int, typer.Option(help="The largest upload.")] = 500,
+    frames: Annotated[int, typer.Option(help="The longest film.")] = 3000,
+    side: Annotated[int, typer.Option(help="The longest side of a film, in pixels.")] = 1920,
+    visitors: Annotated[int, typer.Option(help="How many at a time.")] = 8,
+) -> None:
+    """The web page: upload a video, click, follow, download. Ctrl-C ends it and removes its files."""
+    from .app import serve
+    from .rooms import Limits
+
+    serve(host, port, Limits(megabytes, frames, side, visitors), model)
+
+
 @app.command()
 def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("runs/demo")) -> None:
     """Make the embedded clip, run the notebooks on it, evaluate, and say where to look."""

@@ -171,6 +171,10 @@ class Clip:
         """Of the whole source, whatever the slice: a file's bytes; for images names and bytes; None for an iterator."""
         return self._reader.sha256()
 
+    def forget(self) -> None:
+        """Removes the source's frames from the cache on disk; the next request for a single frame makes it anew."""
+        self._reader.forget()
+
     def _known(self) -> range:
         len(self)  # a TypeError for an iterator
         return self._range

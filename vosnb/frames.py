@@ -70,6 +70,9 @@ class Reader:
         """Of the source's bytes; None where they cannot be read twice."""
         return None
 
+    def forget(self) -> None:
+        """Removes what was kept on disk to make it quick."""
+
     def _begin(self, first: np.ndarray, window: tuple[float, float] | None, what: str) -> None:
         """Takes the size, and for 16 bits the window, from the first frame."""
         first = _pixels(first, what)
@@ -406,6 +409,13 @@ class Video(Reader):
     def sha256(self) -> str:
         return _file_digest(self.source).hex()
 
+    def forget(self) -> None:
+        with self._lock:
+            if self._cached is not None:
+                self._cached.close()
+                self._cached = None
+            self._cache_file().unlink(missing_ok=True)
+
     def _pass(self) -> _Decoder:
         return _Decoder(self._cache(None) if self._counted else self.source, self._index)
 
@@ -417,11 +427,7 @@ class Video(Reader):
 
     def _cache(self, index: _Index | None) -> Path:
         """The file in which every frame is near a key frame: found, or made now."""
-        import av
-
-        stat = self.source.stat()
-        key = f"{self.source.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{av.__version__}"
-        path = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.mkv"
+        path = self._cache_file()
         with _making:
             if path.exists():
                 os.utime(path)  # used just now: those unused for longest are deleted first
@@ -431,6 +437,13 @@ class Video(Reader):
                     _transcode(self.source, index, temporary)
                 _trim(path, limit)
         return path
+
+    def _cache_file(self) -> Path:
+        import av
+
+        stat = self.source.stat()
+        key = f"{self.source.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{av.__version__}"
+        return _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.mkv"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ const line = []; // what is still to be told, in order
 let told = 0; // number of the last message
 let waiting = 0; // number of the message that no answer came to, or 0
 let overdue = 0;
+let edited = false; // whether that message was an edit
 
 // -- parts --------------------------------------------------------------------------------------------------------------
 const bar = make("div", "vb-bar");
@@ -25,8 +26,8 @@ const button = (text, title, act, name = "") => {
   b.onclick = act;
   return b;
 };
-const fg = button("＋ object", "A left click is on the object (a right click or Alt never is)", () => choose(1), "vb-fg");
-const bg = button("－ not object", "A left click is not on the object: for touch pads", () => choose(0), "vb-bg");
+const fg = button("+ object", "A left click is on the object (a right click or Alt never is)", () => choose(1), "vb-fg");
+const bg = button("− not object", "A left click is not on the object: for touch pads", () => choose(0), "vb-bg");
 const mode = make("span", "vb-group");
 mode.append(fg, bg);
 const undo = button("↶ Undo", "Ctrl+Z", () => tell("edit", { do: "undo" }), "vb-undo");
@@ -41,6 +42,7 @@ bar.append(mode, undo, redo, clear, show);
 const stage = make("div", "vb-stage");
 const [base, masks, marks] = ["vb-picture", "vb-masks", "vb-marks"].map((name) => make("canvas", name));
 const hint = make("div", "vb-empty", { innerHTML: "<b>Open a video</b><span>or try the made-up clip, then click on what you want to follow</span>" });
+hint.onclick = () => document.querySelector("#upload input[type=file]")?.click();
 stage.append(base, masks, marks, hint);
 
 const time = make("div", "vb-time");
@@ -77,6 +79,7 @@ function tell(what, more = {}) {
   if (what === "edit") more = { frame, ...more };
   if (what === "look") line.splice(0, line.length, ...line.filter((m) => m.what !== "look"));
   line.push({ what, more });
+  if (what === "edit") setTimeout(() => { if (waiting && edited) status.textContent = "looking …"; }, 300);
   next();
 }
 function next() {
@@ -87,7 +90,8 @@ function next() {
   overdue = setTimeout(() => { waiting = 0; next(); }, 15000);
   const wanted = more.frame ?? frame;
   const message = { ...more, frame: wanted, picture: !pictures.has(wanted), number: waiting, open: view.open };
-  what === "look" ? trigger("look", message) : trigger("edit", message);
+  edited = what === "edit";
+  edited ? trigger("edit", message) : trigger("look", message);
 }
 function look(t) {
   frame = Math.max(0, Math.min(view.frames - 1, t));
@@ -97,8 +101,10 @@ function look(t) {
   counting();
 }
 let asked = 0;
+let home = null; // the frame to come back to: while a film is followed, the newest frame is shown, until somebody wants another one
 function start() {
   asked = Date.now();
+  home = frame;
   view = { ...view, running: true, text: "waiting for a free place …", done: 0, total: 0, error: false };
   trigger("follow", { direction: direction.value, frame, number: asked, open: view.open });
   words();
@@ -107,7 +113,7 @@ function start() {
 let polling = 0;
 function poll() {
   clearTimeout(polling);
-  if (view.running) polling = setTimeout(() => { if (!waiting) tell("look", { frame }); poll(); }, 250);
+  if (view.running) polling = setTimeout(() => { if (!waiting) look(home !== null && view.at !== null ? view.at : frame); poll(); }, 250);
 }
 
 function keep(got) {
@@ -133,7 +139,11 @@ watch(["view", "picture"], () => {
     active = got.objects[0]?.id ?? 1;
   }
   view = got;
-  if (got.number && got.number === waiting) waiting = 0;
+  if (got.number && got.number === waiting) {
+    waiting = 0;
+    if (edited) setTimeout(() => tell("look", { frame }), 400); // a correction may have set frames after it going
+    edited = false;
+  }
   if (props.picture?.open === view.open && !pictures.has(props.picture.frame)) keep(props.picture);
   if (got.frame === frame) {
     if (got.overlay) {
@@ -147,6 +157,11 @@ watch(["view", "picture"], () => {
   words();
   paint();
   if (view.running) poll();
+  else if (home !== null) {
+    const back = home;
+    home = null;
+    look(back);
+  }
   next();
 });
 
@@ -190,7 +205,7 @@ function points() {
   if (drag && moved(drag)) frameOf(drag.x0, drag.y0, drag.x1, drag.y1, color(active), [6, 4]);
 }
 function counting() {
-  counter.textContent = view.open ? `${frame + 1} / ${view.frames}` : "";
+  counter.textContent = view.open ? `frame ${frame} of ${view.frames}` : "";
   const c = ribbon.getContext("2d"), n = view.known.length, w = ribbon.width;
   c.clearRect(0, 0, w, 10);
   if (!view.open) return;
@@ -237,7 +252,7 @@ function chips() {
     if (!o.fresh) chip.append(button("×", "Delete this object", () => tell("edit", { do: "delete", obj: o.id }), "vb-delete"));
     objects.append(chip);
   }
-  if (view.open && view.objects.some((o) => o.id === active)) objects.append(button("＋ another object", "The next click begins a new object", () => pick(view.fresh), "vb-new"));
+  if (view.open && view.objects.some((o) => o.id === active)) objects.append(button("+ another object", "The next click begins a new object", () => pick(view.fresh), "vb-new"));
 }
 function pick(id) { active = id; objects.querySelector("input:focus")?.blur(); chips(); points(); }
 function choose(value) { label = value; words(); }
@@ -255,6 +270,7 @@ stage.onpointerdown = (e) => {
   e.preventDefault();
   root.focus({ preventScroll: true });
   setPlaying(false);
+  home = null;
   stage.setPointerCapture(e.pointerId);
   const [x, y] = at(e);
   drag = { x0: x, y0: y, x1: x, y1: y, sx: e.clientX, sy: e.clientY, cx: 0, cy: 0, from: [x, y], button: e.button, alt: e.altKey || e.shiftKey };
@@ -284,9 +300,10 @@ stage.onpointerup = (e) => {
 root.addEventListener("keydown", (e) => {
   if (!view.open || (e.target.tagName === "INPUT" && e.target !== slider) || e.target.tagName === "SELECT") return;
   const key = e.key, ctrl = e.ctrlKey || e.metaKey;
+  const own = (t) => { home = null; look(t); };
   const acts = {
-    ArrowLeft: () => look(frame - (e.shiftKey ? 10 : 1)), ArrowRight: () => look(frame + (e.shiftKey ? 10 : 1)),
-    Home: () => look(0), End: () => look(view.frames - 1), " ": () => setPlaying(!playing),
+    ArrowLeft: () => own(frame - (e.shiftKey ? 10 : 1)), ArrowRight: () => own(frame + (e.shiftKey ? 10 : 1)),
+    Home: () => own(0), End: () => own(view.frames - 1), " ": () => setPlaying(!playing),
     m: () => { showing.checked = !showing.checked; paint(); },
   };
   if (ctrl && key.toLowerCase() === "z") tell("edit", { do: e.shiftKey ? "redo" : "undo" });
@@ -297,10 +314,11 @@ root.addEventListener("keydown", (e) => {
   e.preventDefault();
   e.stopPropagation();
 });
-slider.oninput = () => { setPlaying(false); look(+slider.value); };
+slider.oninput = () => { setPlaying(false); home = null; look(+slider.value); };
 let beat = 0;
 function setPlaying(on) {
   playing = on && view.open > 0;
+  if (playing) home = null;
   play.textContent = playing ? "❚❚" : "▶";
   clearInterval(beat);
   if (playing) beat = setInterval(() => { if (!waiting) look(frame + 1 < view.frames ? frame + 1 : 0); }, 1000 / Math.min(view.fps, 25));
