@@ -396,6 +396,8 @@ class Session:
 
     def _work(self) -> None:
         """All there is to do: changes first, then frames, until no pass has a goal."""
+        if self._asked == self._answered:  # an earlier call did it
+            return
         try:
             while True:
                 self._apply()
@@ -446,6 +448,8 @@ class Session:
         with self._lock:
             for _ in edits:
                 self._edits.popleft()
+        if edits:
+            self._status = replace(self._status, error="")
         for future, frame in edits:
             labels = None if frame is None else self.masks_at(frame)
             future.set_result(np.zeros(self._shape, np.uint8) if labels is None else labels)
