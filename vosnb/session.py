@@ -7,7 +7,8 @@
     session.save("runs/sitting"); Session.open("runs/sitting")
 
 **Prompts are the truth**: `session.prompts` is a frozen `Prompts`, every change makes a new one, and what is shown follows from it:
-`session.masks` is what `propagate(clip, session.prompts, direction=session.direction)` gives, however one came there.
+`session.masks` is what `propagate(clip, session.prompts, session.by, direction=session.direction, **session.settings)` gives,
+however one came there.
 
 **One worker thread** does all the work of models, one frame after the other; every method here returns at once, from any thread. What
 takes a while is a `Future`; its exception is also `status.error`. A change during a propagation is done between two of its
@@ -96,7 +97,9 @@ class Pass:
 class Session:
     """`prompts`: `Prompts`, a mapping as `propagate` takes it, or the path of a prompts file: that is read if it is there, and
     written on every change. `by` and `settings` (`model=…`, `num_pathway=…`) choose the strategy as in `propagate`; the default is SAM 2
-    with the model that `segment` takes by default. `direction`: what `propagate()` does unless told otherwise.
+    with the model that `segment` takes by default, and here it heeds corrections (`heed`, see `strategies.sam2`). `direction`: what
+    `propagate()` does unless told otherwise. `settings`: all of them, so that `propagate(clip, session.prompts, session.by,
+    direction=session.direction, **session.settings)` gives the same masks.
 
     `InputError`: a clip without a length, prompts that do not fit the clip, an unknown strategy or setting.
     """
@@ -117,6 +120,9 @@ class Session:
             )
         self.by, self._named = by if isinstance(by, str) else type(by).__name__, isinstance(by, str)
         self.strategy = get(by, **settings)
+        if isinstance(by, str) and hasattr(self.strategy, "heed"):
+            settings = {"heed": True, **settings}
+            self.strategy = get(by, **settings)
         if getattr(self.strategy, "model", "none") is None:  # decided once, and written down
             from .models import weights
 
@@ -390,6 +396,8 @@ class Session:
 
     def _work(self) -> None:
         """All there is to do: changes first, then frames, until no pass has a goal."""
+        if self._asked == self._answered:  # an earlier call did it
+            return
         try:
             while True:
                 self._apply()
@@ -440,6 +448,8 @@ class Session:
         with self._lock:
             for _ in edits:
                 self._edits.popleft()
+        if edits:
+            self._status = replace(self._status, error="")
         for future, frame in edits:
             labels = None if frame is None else self.masks_at(frame)
             future.set_result(np.zeros(self._shape, np.uint8) if labels is None else labels)
