@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import sys
 import tempfile
 import time
@@ -186,12 +187,17 @@ def _said(error: Exception) -> str:
 
 
 def _sample(folder: Path) -> Path:
-    """The embedded clip as a film of its own for each visitor."""
+    """The embedded clip as an upload; made once, in a second or two."""
     from .synth import turbulence
     from .video import write_video
 
-    scene = turbulence(frames=60)
-    return write_video(folder / f"{secrets.token_urlsafe(8)}" / "turbulence.mp4", scene.images, scene.fps, crf=12)
+    made = folder.parent / "turbulence.mp4"
+    if not made.exists():
+        scene = turbulence(frames=60)
+        write_video(made, scene.images, scene.fps, crf=12)
+    upload = folder / secrets.token_urlsafe(8) / made.name
+    upload.parent.mkdir()
+    return Path(shutil.copy(made, upload))
 
 
 def serve(

@@ -18,12 +18,16 @@ let told = 0; // number of the last message
 let waiting = 0; // number of the message that no answer came to, or 0
 let overdue = 0;
 let edited = false; // whether that message was an edit
+let answered = 0; // number of the last edit that is shown
 
 // -- parts --------------------------------------------------------------------------------------------------------------
 const bar = make("div", "vb-bar");
 const button = (text, title, act, name = "") => {
   const b = make("button", `vb-button ${name}`, { type: "button", textContent: text, title });
-  b.onclick = act;
+  b.onclick = () => {
+    act();
+    root.focus({ preventScroll: true }); // so that the keys go on working
+  };
   return b;
 };
 const fg = button("+ object", "A left click is on the object (a right click or Alt never is)", () => choose(1), "vb-fg");
@@ -61,6 +65,7 @@ const follow = button("Follow through the film", "Finds the objects on the other
 const stop = button("■ Stop", "Ends after the frame at hand; what was found stays", () => tell("stop", { number: asked }), "vb-stop");
 const direction = make("select", "vb-direction", { title: "Which way" });
 for (const [value, text] of [["forward", "forward"], ["backward", "backward"], ["both", "both ways"]]) direction.append(make("option", "", { value, textContent: text }));
+direction.onchange = () => root.focus({ preventScroll: true });
 const meter = make("div", "vb-meter");
 const filled = make("div", "vb-filled");
 meter.append(filled);
@@ -126,7 +131,7 @@ function keep(got) {
   };
   image.src = got.url;
 }
-let overlay = null; // {frame, image}
+let overlay = null; // {frame, image, answered}
 watch(["view", "picture"], () => {
   const got = props.view;
   if (!got) return;
@@ -141,16 +146,18 @@ watch(["view", "picture"], () => {
   view = got;
   if (got.number && got.number === waiting) {
     waiting = 0;
+    if (edited) answered = got.number;
     if (edited) setTimeout(() => tell("look", { frame }), 400); // a correction may have set frames after it going
     edited = false;
   }
   if (props.picture?.open === view.open && !pictures.has(props.picture.frame)) keep(props.picture);
   if (got.frame === frame) {
+    const next = { frame, image: null, answered };
     if (got.overlay) {
       const image = new Image();
-      image.onload = () => { overlay = { frame: got.frame, image }; paint(); };
+      image.onload = () => { overlay = { ...next, image }; paint(); };
       image.src = got.overlay;
-    } else overlay = { frame: got.frame, image: null };
+    } else overlay = next;
   } else if (view.open) tell("look", { frame });
   if (!view.objects.some((o) => o.id === active) && active !== view.fresh) active = view.objects[0]?.id ?? view.fresh ?? 1;
   chips();
@@ -179,7 +186,7 @@ function paint() {
   const over = masks.getContext("2d");
   if (!overlay || overlay.frame === frame || !showing.checked) over.clearRect(0, 0, width, height);
   if (overlay?.image && overlay.frame === frame && showing.checked) over.drawImage(overlay.image, 0, 0);
-  root.dataset.painted = overlay && overlay.frame === frame && picture ? `${frame}:${view.version ?? 0}` : "";
+  root.dataset.painted = overlay && overlay.frame === frame && picture ? `${view.open}:${frame}:${overlay.answered}` : "";
   points();
 }
 function points() {

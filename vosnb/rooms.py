@@ -238,7 +238,7 @@ class Room:
         marks = [{"obj": o, "kind": "box", "xyxy": p.box.xyxy} for o, p in given.items() if p.box is not None]
         marks += [{"obj": o, "kind": "point", "x": q.x, "y": q.y, "label": q.label} for o, p in given.items() for q in p.points]
         return {
-            "open": self.number, "number": number, "version": secrets.randbits(32), "name": self.clip.name,
+            "open": self.number, "number": number, "name": self.clip.name,
             "frames": len(self.clip), "width": self.clip.width, "height": self.clip.height, "fps": self.clip.fps,
             "frame": frame, "overlay": "" if labels is None else _overlay(labels, colors), "marks": marks,
             "objects": [{"id": o, "name": a.get("name", ""), "color": colors[o]} for o, a in session.prompts.objects.items()],
