@@ -122,7 +122,7 @@ class Visitor:
         width, height = self.page.evaluate(
             "() => { const c = document.querySelector('.vb-picture'); return [c.width, c.height]; }"
         )
-        return box["x"] + (x + 0.5) * box["width"] / width, box["y"] + (y + 0.5) * box["height"] / height
+        return box["x"] + x * box["width"] / width, box["y"] + y * box["height"] / height
 
     def painted(self, act) -> float:
         """Does it, and waits until the masks are painted anew; the seconds that took."""
@@ -214,8 +214,9 @@ def test_a_film_from_upload_to_download(visitor, films, tmp_path):
     said.write_bytes(visitor.download("#get-prompts"))
     prompts = Prompts.load(said)
     assert list(prompts) == [0] and prompts.objects[2]["name"] == "blue ball"
-    assert [(p.x, p.y, p.label) for p in prompts[0][1].points] == [(73, 53, 1), (120, 20, 0), (20, 120, 0), (30, 30, 0)]
-    assert np.allclose(prompts[0][2].box.xyxy, (160, 108, 227, 177), atol=1)
+    clicked = [(73, 53, 1), (120, 20, 0), (20, 120, 0), (30, 30, 0)]
+    assert np.allclose([(p.x, p.y, p.label) for p in prompts[0][1].points], clicked, atol=0.4)  # a pixel of the screen is 0.3
+    assert np.allclose(prompts[0][2].box.xyxy, (160, 108, 226, 176), atol=0.4)
     with zipfile.ZipFile(io.BytesIO(visitor.download("#get-masks"))) as archive:
         archive.extractall(tmp_path)
     with Session(Clip(films["plain"]), prompts) as cell:

@@ -161,7 +161,7 @@ def test_a_correction_of_what_was_found_backward_goes_on_backward(film, sitting)
 
 def test_a_click_on_another_object_than_the_one_tracked_sticks(film, sitting):
     """SAM 2 puts the click beside the mask that it tracked, and that one wins: published behaviour, `heed=False`."""
-    images, truth = film
+    truth = film[1]
     shares = {}
     for heed in (False, True):
         session = sitting({0: {1: truth[0] == 2}}, heed=heed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from typing import Any
 import gradio as gr
 
 from .errors import InputError
+from .progress import say
 from .rooms import OTHERS, STRATEGIES, SUFFIXES, Limits, Room, Rooms
 
 __all__ = ["page", "serve"]
@@ -235,7 +237,10 @@ def serve(
             )  # fmt: skip
         except OSError as error:
             raise InputError(f"the port {port} of {host} to be free", error, "choose another with --port") from None
+        if not host.startswith("127.") and host not in ("localhost", "::1"):
+            say(f"whoever reaches {host}:{port} can upload films and use this machine's models")
         ready(address)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a service manager sends: the files go then, too
         try:
             while True:
                 time.sleep(30)

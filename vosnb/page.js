@@ -62,7 +62,7 @@ time.append(play, track, counter);
 const objects = make("div", "vb-objects");
 const go = make("div", "vb-go");
 const follow = button("Follow through the film", "Finds the objects on the other frames", () => start(), "vb-follow");
-const stop = button("■ Stop", "Ends after the frame at hand; what was found stays", () => tell("stop", { number: asked }), "vb-stop");
+const stop = button("■ Stop", "Ends after the frame at hand; what was found stays", () => { pending = 0; tell("stop", { number: asked }); }, "vb-stop");
 const direction = make("select", "vb-direction", { title: "Which way" });
 for (const [value, text] of [["forward", "forward"], ["backward", "backward"], ["both", "both ways"]]) direction.append(make("option", "", { value, textContent: text }));
 direction.onchange = () => root.focus({ preventScroll: true });
@@ -105,12 +105,13 @@ function look(t) {
   tell("look", { frame });
   counting();
 }
-let asked = 0;
+let asked = 0; // number of the last request to follow
+let pending = 0; // the same, until it is answered: it may have to wait for another visitor's film
 let home = null; // the frame to come back to: while a film is followed, the newest frame is shown, until somebody wants another one
 function start() {
-  asked = Date.now();
+  asked = pending = Date.now();
   home = frame;
-  view = { ...view, running: true, text: "waiting for a free place …", done: 0, total: 0, error: false };
+  view = { ...view, done: 0, total: 0, error: false };
   trigger("follow", { direction: direction.value, frame, number: asked, open: view.open });
   words();
   poll();
@@ -118,7 +119,7 @@ function start() {
 let polling = 0;
 function poll() {
   clearTimeout(polling);
-  if (view.running) polling = setTimeout(() => { if (!waiting) look(home !== null && view.at !== null ? view.at : frame); poll(); }, 250);
+  if (view.running || pending) polling = setTimeout(() => { if (!waiting) look(home !== null && view.at !== null ? view.at : frame); poll(); }, 250);
 }
 
 function keep(got) {
@@ -163,7 +164,8 @@ watch(["view", "picture"], () => {
   chips();
   words();
   paint();
-  if (view.running) poll();
+  if (got.number && got.number === pending) pending = 0;
+  if (view.running || pending) poll();
   else if (home !== null) {
     const back = home;
     home = null;
@@ -207,7 +209,7 @@ function points() {
   };
   if (view.frame === frame) for (const m of view.marks) {
     if (m.kind === "box") frameOf(...m.xyxy, color(m.obj), []);
-    if (m.kind === "point") ring((m.x + 0.5) * s, (m.y + 0.5) * s, color(m.obj), m.label);
+    if (m.kind === "point") ring(m.x * s, m.y * s, color(m.obj), m.label);
   }
   if (drag && moved(drag)) frameOf(drag.x0, drag.y0, drag.x1, drag.y1, color(active), [6, 4]);
 }
@@ -219,9 +221,12 @@ function counting() {
   const edge = (i) => Math.round((i * w) / n);
   view.known.forEach((sure, i) => {
     if (sure < 0) return;
+    c.globalAlpha = sure >= 128 ? 0.4 : 1; // of earlier clicks
+    sure &= 127;
     c.fillStyle = sure < 60 ? "#f08c2e" : `hsl(150 60% ${Math.round(62 - sure * 0.25)}%)`;
     c.fillRect(edge(i), 2, edge(i + 1) - edge(i) || 1, 6);
   });
+  c.globalAlpha = 1;
   c.fillStyle = "#4361ee";
   for (const t of view.prompted) c.fillRect(Math.min(w - 4, Math.round(((t + 0.5) * w) / view.frames) - 2), 0, 4, 10);
 }
@@ -229,14 +234,14 @@ function words() {
   root.classList.toggle("vb-closed", !view.open);
   slider.max = Math.max(0, view.frames - 1);
   slider.value = frame;
-  const running = !!view.running;
+  const running = view.running || pending > 0;
   follow.disabled = running || !view.prompted.length;
   stop.style.display = running ? "" : "none";
   meter.style.visibility = running ? "visible" : "hidden";
   filled.style.width = view.total ? `${(100 * view.done) / view.total}%` : "0";
   undo.disabled = !view.undo; redo.disabled = !view.redo; clear.disabled = !view.marks.length;
   fg.classList.toggle("on", label === 1); bg.classList.toggle("on", label === 0);
-  status.textContent = view.text;
+  status.textContent = pending && !view.running && !view.error ? "waiting for its turn …" : view.text;
   status.classList.toggle("vb-error", !!view.error);
   counting();
 }
@@ -265,10 +270,10 @@ function pick(id) { active = id; objects.querySelector("input:focus")?.blur(); c
 function choose(value) { label = value; words(); }
 
 // -- pointer and keys -----------------------------------------------------------------------------------------------------------
-const at = (e) => {
+const at = (e) => { // as the widget does it: a tenth of a pixel, the first pixel from 0 to 1
   const box = stage.getBoundingClientRect();
-  const x = Math.floor(((e.clientX - box.left) / box.width) * view.width), y = Math.floor(((e.clientY - box.top) / box.height) * view.height);
-  return [Math.max(0, Math.min(view.width - 1, x)), Math.max(0, Math.min(view.height - 1, y))];
+  const within = (value, size) => Math.max(0, Math.min(size, Math.round(value * size * 10) / 10));
+  return [within((e.clientX - box.left) / box.width, view.width), within((e.clientY - box.top) / box.height, view.height)];
 };
 const moved = (d) => Math.max(Math.abs(d.cx), Math.abs(d.cy)) > 5; // pixels of the screen: less is a click
 stage.oncontextmenu = (e) => { e.preventDefault(); e.stopPropagation(); };
@@ -285,7 +290,7 @@ stage.onpointerdown = (e) => {
 stage.onpointermove = (e) => {
   if (!drag) return;
   const [x, y] = at(e), [fx, fy] = drag.from;
-  Object.assign(drag, { cx: e.clientX - drag.sx, cy: e.clientY - drag.sy, x0: Math.min(fx, x), y0: Math.min(fy, y), x1: Math.max(fx, x) + 1, y1: Math.max(fy, y) + 1 });
+  Object.assign(drag, { cx: e.clientX - drag.sx, cy: e.clientY - drag.sy, x0: Math.min(fx, x), y0: Math.min(fy, y), x1: Math.max(fx, x), y1: Math.max(fy, y) });
   points();
 };
 stage.onpointercancel = () => { drag = null; points(); };
@@ -293,12 +298,12 @@ stage.onpointerup = (e) => {
   if (!drag) return;
   const done = drag;
   drag = null;
-  if (done.button === 0 && moved(done)) {
+  if (done.button === 0 && moved(done) && done.x1 > done.x0 && done.y1 > done.y0) {
     const mark = { obj: active, kind: "box", xyxy: [done.x0, done.y0, done.x1, done.y1] };
     view.marks = [...view.marks.filter((m) => m.kind !== "box" || m.obj !== active), mark];
     tell("edit", { do: "box", obj: active, xyxy: mark.xyxy });
   } else {
-    const [x, y] = done.from, on = done.button === 2 || done.alt ? 0 : label;
+    const x = Math.min(done.from[0], view.width - 0.1), y = Math.min(done.from[1], view.height - 0.1), on = done.button === 2 || done.alt ? 0 : label;
     view.marks = [...view.marks, { obj: active, kind: "point", x, y, label: on }];
     tell("edit", { do: "point", obj: active, x, y, label: on });
   }

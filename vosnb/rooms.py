@@ -133,6 +133,7 @@ class Room:
         self.session = Session(clip, by=strategy)
         self.touched = time.monotonic()
         self.following = self.cancelled = 0.0  # the numbers of the page's requests to follow: at work, taken back
+        self.making = False  # files
         self.made = 0  # how many sets of files
         self.changed = False  # since the last ones
         self.newest: int | None = None  # the frame whose masks came last
@@ -143,6 +144,7 @@ class Room:
         old, self.session = self.session, Session(self.clip, self.session.prompts, by=strategy)
         self.session.listeners.append(self._heard)
         old.close()
+        self.session.change(self.session.prompts).result()
 
     def _heard(self, frame: int | None) -> None:
         if frame is not None:
@@ -194,15 +196,18 @@ class Room:
 
     def files(self) -> dict[str, Path]:
         """The masks as a zip of palette PNGs, the film with them, COCO JSON, and the prompts; named after the film."""
-        folder, self.changed = self._new_folder(), False
-        found = self._export(("png", "video", "coco"), folder / "all")
-        name = _safe(self.clip.name)
-        return {
-            "masks": _zipped(folder / f"{name}_masks.zip", found["png"], "masks"),
-            "video": found["video"].rename(folder / f"{name}_overlay.mp4"),
-            "coco": found["coco"].rename(folder / f"{name}_coco.json"),
-            "prompts": self.session.prompts.save(folder / f"{name}_prompts.json"),
-        }
+        folder, name = self._new_folder(), _safe(self.clip.name)
+        self.making, self.changed = True, False
+        try:
+            found = self._export(("png", "video", "coco"), folder / "all")
+            return {
+                "masks": _zipped(folder / f"{name}_masks.zip", found["png"], "masks"),
+                "video": found["video"].rename(folder / f"{name}_overlay.mp4"),
+                "coco": found["coco"].rename(folder / f"{name}_coco.json"),
+                "prompts": self.session.prompts.save(folder / f"{name}_prompts.json"),
+            }
+        finally:
+            self.making = False
 
     def others(self, formats: Iterable[str]) -> Path:
         """A zip of more formats."""
@@ -231,7 +236,7 @@ class Room:
         labels = session.masks_at(frame)
         given = session.prompts.get(frame, {})
         known = session.frames
-        running = status.working or self.following > 0
+        running = status.working or self.following > 0 or self.making
         error = said or status.error
         fresh = min(set(range(1, 256)) - set(session.prompts.objects), default=None)
         colors = {**session.colors, **_hex({fresh} - {None})}
@@ -252,7 +257,7 @@ class Room:
         session, status = self.session, self.session.status
         if running:
             if not status.working:
-                return "beginning …"
+                return "making the film and the files …" if self.making else "beginning …"
             return f"following {status.direction}: {status.done} of {status.total} frames"
         if not session.prompts:
             return "Click on what you want to follow, or drag a box around it."
@@ -268,12 +273,14 @@ class Room:
         return f"Masks on {part} frames. Where one is wrong, click: the frames after it are done again."
 
     def _ribbon(self, known: list[int]) -> list[int]:
-        """For each part of the film how sure its least sure frame is, in percent; −1 where no frame has masks."""
+        """For each part of the film how sure its least sure frame is, in percent, + 128 where that is of earlier clicks; −1 where no
+        frame has masks."""
         count = min(CELLS, len(self.clip))
         cells = [-1] * count
         for t in known:
             sure = self.session.confidence(t)
-            cell, value = t * count // len(self.clip), 100 if sure is None else round(100 * min(max(sure, 0), 1))
+            value = 100 if sure is None else round(100 * min(max(sure, 0), 1))
+            cell, value = t * count // len(self.clip), value + 128 * self.session.stale(t)
             cells[cell] = value if cells[cell] < 0 else min(cells[cell], value)
         return cells
 

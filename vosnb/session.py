@@ -156,7 +156,7 @@ class Session:
         self._scores_due = 0.0
         self._status = Status()
         self.listeners: list[Callable[[int | None], Any]] = []
-        """Called with a frame whose masks changed, or None where something else did; on the worker thread, or on the caller's."""
+        """Called on the worker thread: with a frame whose masks changed, or with None when all that was asked for is done."""
         if self.prompts:
             self._edit(None)
 
@@ -321,7 +321,6 @@ class Session:
             self._edits.append((future, frame))
             self._asked += 1
         self._worker.submit(self._work)
-        self._tell(None)
         return future
 
     def _checked(self, prompts: Prompts) -> Prompts:
