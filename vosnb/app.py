@@ -148,16 +148,18 @@ def page(rooms: Rooms, models: Iterable[str] = ()) -> gr.Blocks:
                         get_coco = gr.DownloadButton("COCO (JSON)", elem_id="get-coco", size="sm")
                         get_prompts = gr.DownloadButton("Clicks (JSON)", elem_id="get-prompts", size="sm")
                     with gr.Accordion("More formats", open=False):
-                        formats = gr.CheckboxGroup([*OTHERS], label="", value=["webm"], elem_id="formats", show_label=False)
+                        formats = gr.CheckboxGroup(
+                            list(OTHERS.items()), label="", value=["webm"], elem_id="formats", show_label=False
+                        )
                         make = gr.Button("Make", size="sm", elem_id="make")
                         get_others = gr.DownloadButton("Download (zip)", visible=False, elem_id="get-others")
                 with gr.Accordion("Advanced", open=False, elem_id="advanced"):
                     by = gr.Dropdown(list(STRATEGIES.items()), value="sam2", label="Strategy")
                     settings = [
                         gr.Dropdown(models, value=models[0] if models else None, label="Model"),
-                        gr.Slider(1, 8, 3, step=1, label="Pathways", info="of several pathways: how many are kept"),
-                        gr.Slider(0.01, 0.95, 0.1, step=0.01, label="Remember above", info="of several pathways: a frame’s predicted IoU"),
-                        gr.Slider(0.1, 10, 2, step=0.1, label="Branch below", info="of several pathways: object score held for sure"),
+                        gr.Slider(1, 8, 3, step=1, label="Pathways", info="with pathways: how many are kept"),
+                        gr.Slider(0.01, 0.95, 0.1, step=0.01, label="Remember above", info="with pathways: of frames that are remembered, the predicted IoU"),
+                        gr.Slider(0.1, 10, 2, step=0.1, label="Branch below", info="with pathways: an object score above it is held for sure"),
                         gr.Slider(-5, 5, 0, step=0.1, label="Mask threshold", info="logits above it are the object"),
                         gr.Dropdown([("as trained", 0), 256, 512, 1024], value=0, label="Image size", info="smaller is quicker"),
                     ]  # fmt: skip

@@ -34,7 +34,10 @@ from .strategies import Result, Strategy, Tracker, get
 __all__ = ["OTHERS", "STRATEGIES", "SUFFIXES", "Limits", "Room", "Rooms"]
 
 STRATEGIES = {"SAM 2": "sam2", "SAM 2, several pathways": "sam2long", "SAM, frame to frame": "sam", "optical flow": "flow"}
-OTHERS = ("png-per-object", "youtube-vis", "webm", "cutout", "csv")  # made when asked for
+OTHERS = {  # formats that are made when asked for
+    "PNG per object": "png-per-object", "YouTube-VIS (JSON)": "youtube-vis", "WebM with alpha": "webm", "cut-outs (PNG)": "cutout",
+    "measurements (CSV)": "csv",
+}  # fmt: skip
 CELLS = 400  # of the ribbon under the film
 EDGE = 128  # + the object's id, in an overlay: its edge
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".3gp", ".ts", ".mts", ".gif")
