@@ -81,11 +81,8 @@ def main() -> int:
                 return page.evaluate("() => window.took")
 
             def click(i: int) -> float:
-                return took(
-                    lambda: page.mouse.click(
-                        box["x"] + box["width"] * (0.3 + 0.4 * i / args.clicks), box["y"] + box["height"] * 0.3
-                    )
-                )
+                x, y = box["x"] + box["width"] * (0.3 + 0.4 * i / args.clicks), box["y"] + box["height"] * 0.3
+                return took(lambda: page.mouse.click(x, y))
 
             found = {
                 "click": [click(i) for i in range(args.clicks + 1)][1:],

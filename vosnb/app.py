@@ -157,9 +157,9 @@ def page(rooms: Rooms, models: Iterable[str] = ()) -> gr.Blocks:
                     by = gr.Dropdown(list(STRATEGIES.items()), value="sam2", label="Strategy")
                     settings = [
                         gr.Dropdown(models, value=models[0] if models else None, label="Model"),
-                        gr.Slider(1, 8, 3, step=1, label="Pathways", info="with pathways: how many are kept"),
-                        gr.Slider(0.01, 0.95, 0.1, step=0.01, label="Remember above", info="with pathways: of frames that are remembered, the predicted IoU"),
-                        gr.Slider(0.1, 10, 2, step=0.1, label="Branch below", info="with pathways: an object score above it is held for sure"),
+                        gr.Slider(1, 8, 3, step=1, label="Pathways", info="how many hypotheses are kept"),
+                        gr.Slider(0.01, 0.95, 0.1, step=0.01, label="Remember above", info="pathways: predicted IoU of a frame"),
+                        gr.Slider(0.1, 10, 2, step=0.1, label="Branch below", info="pathways: the object score that is sure"),
                         gr.Slider(-5, 5, 0, step=0.1, label="Mask threshold", info="logits above it are the object"),
                         gr.Dropdown([("as trained", 0), 256, 512, 1024], value=0, label="Image size", info="smaller is quicker"),
                     ]  # fmt: skip
