@@ -249,9 +249,9 @@ def test_stop_ends_within_a_second_keeps_what_was_found_and_takes_back_what_wait
     assert time.monotonic() - begin < 1
     found = len(room.session.frames)
     assert 4 <= found < 12 and not room.view(0)["running"]
-    room.follow("forward", 4)  # asked for before the stop, come late
+    assert not room.follow("forward", 4)  # asked for before the stop, come late
     assert len(room.session.frames) == found
-    room.follow("forward", 6)
+    assert room.follow("forward", 6)
     assert len(room.session.frames) == 12
 
 

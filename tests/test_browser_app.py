@@ -249,11 +249,12 @@ def test_progress_is_seen_stop_ends_within_a_second_and_a_correction_goes_on(vis
     page.wait_for_function(
         "() => /following forward: \\d+ of 192 frames/.test(document.querySelector('.vb-status').textContent)"
     )
-    page.wait_for_function("() => document.querySelector('.vb-filled').style.width > '1%'")
+    page.wait_for_function("() => parseFloat(document.querySelector('.vb-filled').style.width) > 1")
     begin = time.monotonic()
     page.click(".vb-stop")
     page.wait_for_function("() => !/following/.test(document.querySelector('.vb-status').textContent)")
     assert time.monotonic() - begin < 1
+    page.wait_for_function("() => /Masks on/.test(document.querySelector('.vb-status').textContent)")
     found = int(re.search(r"Masks on (\d+) of 192", visitor.status)[1])
     assert 1 < found < 192
     page.wait_for_selector("#result video")  # of what there is
@@ -291,6 +292,45 @@ def test_two_visitors_never_see_each_others_data(browser, server, films):
     two.page.reload()
     two.page.wait_for_selector(".vb.vb-closed")  # a new visit
     two.leave()
+
+
+def test_films_are_followed_one_at_a_time_and_who_waits_may_leave_the_line(browser, server, films):
+    one, two = Visitor(browser, server[0]), Visitor(browser, server[0])
+    one.open(films["many"])
+    two.open(films["plain"])
+    one.click(73, 53)
+    two.click(73, 53)
+    one.page.click(".vb-follow")
+    one.page.wait_for_function("() => /following/.test(document.querySelector('.vb-status').textContent)")
+    two.page.click(".vb-follow")
+    two.page.wait_for_function("() => document.querySelector('.vb-status').textContent === 'waiting for its turn …'")
+    two.click(80, 50)  # is answered meanwhile
+    two.page.click(".vb-stop")
+    two.page.wait_for_selector(".vb-follow:not(:disabled)")
+    one.page.click(".vb-stop")
+    one.page.wait_for_selector("#result video")
+    assert two.page.locator("#result video").count() == 0
+    two.follow()
+    assert "Masks on all frames" in two.status
+    one.leave()
+    two.leave()
+
+
+def test_settings_are_taken_over_with_the_clicks(visitor, films):
+    page = visitor.page
+    visitor.open(films["plain"])
+    visitor.click(73, 53)
+    before = visitor.pixels("masks")
+    page.click("#advanced button")
+    page.click("#advanced input >> nth=0")
+    page.get_by_role("option", name="optical flow").click()
+    page.click("#use")
+    page.wait_for_selector("text=From now on with these settings")
+    visitor.click(78, 56)
+    after = visitor.pixels("masks")[..., 3] > 0
+    assert np.count_nonzero(after & (before[..., 3] > 0)) > 0.8 * np.count_nonzero(after | (before[..., 3] > 0))
+    visitor.follow()
+    assert "Masks on all frames" in visitor.status
 
 
 def test_films_that_are_too_large_too_long_or_none_are_refused_with_a_reason(visitor, frames, tmp_path):

@@ -65,8 +65,7 @@ def page(rooms: Rooms, models: Iterable[str] = ()) -> gr.Blocks:
         made: dict[str, Path] = {}
 
         def act(room: Room) -> None:
-            room.follow(str(event._data.get("direction")), float(event._data["number"]))
-            if room.session.frames:
+            if room.follow(str(event._data.get("direction")), float(event._data["number"])):
                 made.update(room.files())
 
         shown = answered(request, event._data, act)
@@ -74,7 +73,7 @@ def page(rooms: Rooms, models: Iterable[str] = ()) -> gr.Blocks:
 
     def results(made: Mapping[str, Path]) -> tuple:
         if not made:
-            return tuple(gr.skip() for _ in range(5))
+            return tuple(gr.skip() for _ in range(6))
         video, masks, coco, prompts = (str(made[name]) for name in ("video", "masks", "coco", "prompts"))
         return gr.Column(visible=True), gr.Video(video), *(gr.DownloadButton(value=v) for v in (masks, video, coco, prompts))
 

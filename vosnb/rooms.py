@@ -180,10 +180,10 @@ class Room:
         if future is not None:
             future.result()
 
-    def follow(self, direction: str, number: float) -> None:
-        """Propagates to the end, or until `stop`; at once where it was taken back while it waited."""
+    def follow(self, direction: str, number: float) -> bool:
+        """Propagates to the end, or until `stop`; whether it did: not where it was taken back while it waited."""
         if number <= self.cancelled:
-            return
+            return False
         self.following = number
         try:
             future = self.session.propagate(direction)
@@ -192,6 +192,7 @@ class Room:
             future.result()
         finally:
             self.following = 0.0
+        return True
 
     def stop(self, number: float) -> None:
         self.cancelled = max(number, self.cancelled)
