@@ -124,7 +124,8 @@ def test_following_fills_the_ribbon_and_a_correction_goes_on_from_its_frame(room
     room.files()
     before = room.session.masks
     room.act({"do": "point", "frame": 6, "obj": 2, "x": 193 - 24, "y": 143, "label": 1})
-    room.session.wait()
+    while room.view(0)["running"]:
+        time.sleep(0.01)
     after = room.session.masks
     assert np.array_equal(after[3], before[3]) and all((after[t] == 2).any() for t in range(6, 12))
     assert "changed since the files were made" in room.view(0)["text"]

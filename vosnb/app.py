@@ -21,10 +21,17 @@ from typing import Any
 import gradio as gr
 
 from .errors import InputError
+from .models.weights import SMALL
 from .progress import say
 from .rooms import OTHERS, STRATEGIES, SUFFIXES, Limits, Room, Rooms
 
 __all__ = ["page", "serve"]
+
+TITLE = "<div class='vb-title'><b>vosnb</b><span>click, follow, correct, download</span></div>"
+NOTE = (
+    f"<div class='vb-note'>{SMALL}, the model in use, knows made-up scenes. For real footage the server needs another one: "
+    "<code>vosnb fetch sam2.1_hiera_tiny</code>, then <code>vosnb app</code> again.</div>"
+)
 
 
 def page(rooms: Rooms, models: Iterable[str] = ()) -> gr.Blocks:
@@ -135,7 +142,7 @@ def page(rooms: Rooms, models: Iterable[str] = ()) -> gr.Blocks:
                     elem_id="editor", apply_default_css=False, view=none, picture=None,
                 )  # fmt: skip
             with gr.Column(scale=3, min_width=300):
-                gr.HTML("<div class='vb-title'><b>vosnb</b><span>click, follow, correct, take home</span></div>")
+                gr.HTML(TITLE + (NOTE if models[:1] == [SMALL] else ""), elem_classes="vb-flat")
                 upload = gr.File(label="Your video", file_types=["video", *SUFFIXES], height=130, elem_id="upload")
                 embedded = gr.Button("Try the made-up clip", elem_id="sample", size="sm")
                 with gr.Column(visible=False) as done:

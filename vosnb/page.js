@@ -148,7 +148,6 @@ watch(["view", "picture"], () => {
   if (got.number && got.number === waiting) {
     waiting = 0;
     if (edited) answered = got.number;
-    if (edited) setTimeout(() => tell("look", { frame }), 400); // a correction may have set frames after it going
     edited = false;
   }
   if (props.picture?.open === view.open && !pictures.has(props.picture.frame)) keep(props.picture);
