@@ -55,7 +55,12 @@ def server(place: Path, tmp_path_factory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    kinds = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}
+    kinds = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "IPYTHONDIR": "ipython",
+    }
     env = {**os.environ, **{name: str(own / kind) for name, kind in kinds.items()}, "PYTHONPATH": str(ROOT)}
     env.pop("VOSNB_HEADLESS", None)
     announcements = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
@@ -101,7 +106,14 @@ def opened(server: str, browser, place: Path):
 
     def open_at(kind: str, name: str):
         cells = [
-            {"cell_type": "code", "source": CODE.format(name=name), "metadata": {}, "outputs": [], "execution_count": None, "id": "one"},
+            {
+                "cell_type": "code",
+                "source": CODE.format(name=name),
+                "metadata": {},
+                "outputs": [],
+                "execution_count": None,
+                "id": "one",
+            },
             {"cell_type": "code", "source": "", "metadata": {}, "outputs": [], "execution_count": None, "id": "two"},
         ]
         about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}

@@ -54,7 +54,9 @@ class Editor(anywidget.AnyWidget):
     tick = traitlets.Int(0).tag(sync=True)  # changes with every message, when nothing else does
     image = traitlets.Bytes(b"").tag(sync=True)  # JPEG of the frame, empty where the browser has it
     labels = traitlets.Bytes(b"").tag(sync=True)  # indexed PNG with transparency
-    ribbon = traitlets.Bytes(b"").tag(sync=True)  # per frame: 0 nothing, 1 + confidence in percent, 102 unknown; +128 where stale
+    ribbon = traitlets.Bytes(b"").tag(
+        sync=True
+    )  # per frame: 0 nothing, 1 + confidence in percent, 102 unknown; +128 where stale
     marks = traitlets.List(traitlets.Int()).tag(sync=True)  # prompted frames
     view = traitlets.Dict().tag(sync=True)
     status = traitlets.Dict().tag(sync=True)
@@ -83,8 +85,10 @@ class Editor(anywidget.AnyWidget):
         session.listeners.append(self._changed)
 
     def close(self) -> None:
-        if self._changed in self.session.listeners:
-            self.session.listeners.remove(self._changed)
+        """Takes the editor off the page; the session goes on."""
+        session = getattr(self, "session", None)  # none, where making it was refused
+        if session is not None and self._changed in session.listeners:
+            session.listeners.remove(self._changed)
         super().close()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
