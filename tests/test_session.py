@@ -166,7 +166,8 @@ def test_a_click_on_another_object_than_the_one_tracked_sticks(film, sitting):
     for heed in (False, True):
         session = sitting({0: {1: truth[0] == 2}}, heed=heed)
         session.propagate().result()
-        at_once = session.add_point(4, 1, *TOP).result()
+        session.add_point(4, 1, *TOP)
+        at_once = session.add_point(4, 1, *BOTTOM, 0).result()
         later = session.wait()[T - 1]
         shares[heed] = jaccard(at_once == 1, truth[4] == 1), jaccard(later == 1, truth[T - 1] == 1)
         assert np.array_equal(np.asarray(session.masks), afresh(film, session))

@@ -87,7 +87,7 @@ function render({ model, el }) {
   const redo = button("↷", "Redo (Ctrl+Shift+Z)", () => ask("redo"), "redo");
   const play = button("▶", "Play (Space)", () => run(!playing), "play");
   const stop = button("■ Stop", "Stop (Esc)", () => ask("stop"), "stop");
-  const hands = button("✋", "Move the picture (or the middle mouse button)", () => { hand = !hand; controls(); }, "hand");
+  const hands = button("move", "Move the picture (or the middle mouse button)", () => { hand = !hand; controls(); }, "hand");
 
   root.append(
     element("div", { className: "row" }, objects, button("+", "Another object", () => ask("active", { obj: null }), "add"),
@@ -100,9 +100,9 @@ function render({ model, el }) {
     element("div", { className: "row" }, play, button("◂", "Back (←; with Shift 10)", () => step(-1), "back"),
       button("▸", "On (→; with Shift 10)", () => step(1), "on"), at, of, element("span", { className: "gap" }),
       element("span", { className: "quiet", textContent: "Propagate" }),
-      button("◀◀", "Backward", () => ask("propagate", { direction: "backward" }), "backward"),
-      button("◀ ▶", "Both ways", () => ask("propagate", { direction: "both" }), "both"),
-      button("▶▶", "Forward", () => ask("propagate", { direction: "forward" }), "forward"), stop, bar,
+      button("◀ backward", "To the first frame", () => ask("propagate", { direction: "backward" }), "backward"),
+      button("both", "Both ways", () => ask("propagate", { direction: "both" }), "both"),
+      button("forward ▶", "To the last frame", () => ask("propagate", { direction: "forward" }), "forward"), stop, bar,
       element("span", { className: "gap" }), exports,
       button("Export", "Writes it beside the notebook", () => ask("export", { what: exports.value }), "export")),
     element("div", { className: "row" }, said));

@@ -85,8 +85,10 @@ class Editor(anywidget.AnyWidget):
         session.listeners.append(self._changed)
 
     def close(self) -> None:
-        if self._changed in self.session.listeners:
-            self.session.listeners.remove(self._changed)
+        """Takes the editor off the page; the session goes on."""
+        session = getattr(self, "session", None)  # none, where making it was refused
+        if session is not None and self._changed in session.listeners:
+            session.listeners.remove(self._changed)
         super().close()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
