@@ -3,6 +3,9 @@
 import base64
 import io
 import json
+import socket
+import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -13,6 +16,7 @@ import pytest
 from films import KINDS, plain
 from PIL import Image
 
+from vosnb import cli
 from vosnb import rooms as module
 from vosnb.clip import Clip
 from vosnb.errors import InputError
@@ -289,6 +293,31 @@ def test_settings_choose_a_strategy_and_keep_the_clicks(rooms, upload):
     assert (room.session.masks_at(0) == 1).any()
     with pytest.raises(InputError, match="a strategy among"):
         rooms.strategy("../etc", {})
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--frames", "0"], "limits above 0"),
+        (["--model", "no-such"], "a checkpoint among"),
+        (["--port", "{taken}"], "to be free"),
+        (["--port", "70000"], "choose another --port"),
+        (["--host", "192.0.2.1"], "choose another --port or --host"),
+    ],
+)
+def test_the_command_says_what_is_wrong_and_leaves_nothing(arguments, says, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    for name in ("GRADIO_TEMP_DIR", "VOSNB_CACHE", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "")  # the command sets them: they are put back afterwards
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(sys, "argv", ["vosnb", "app", *(a.format(taken=taken.getsockname()[1]) for a in arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == 2 and says in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_models_take_turns_in_the_order_of_asking():

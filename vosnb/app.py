@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from typing import Any
 import gradio as gr
 
 from .errors import InputError
-from .models.weights import SMALL
+from .models import weights
 from .progress import say
 from .rooms import OTHERS, STRATEGIES, SUFFIXES, Limits, Room, Rooms
 
@@ -29,7 +30,7 @@ __all__ = ["page", "serve"]
 
 TITLE = "<div class='vb-title'><b>vosnb</b><span>click, follow, correct, download</span></div>"
 NOTE = (
-    f"<div class='vb-note'>{SMALL}, the model in use, knows made-up scenes. For real footage the server needs another one: "
+    f"<div class='vb-note'>{weights.SMALL}, the model in use, knows made-up scenes. For real footage the server needs another one: "
     "<code>vosnb fetch sam2.1_hiera_tiny</code>, then <code>vosnb app</code> again.</div>"
 )
 
@@ -142,7 +143,7 @@ def page(rooms: Rooms, models: Iterable[str] = ()) -> gr.Blocks:
                     elem_id="editor", apply_default_css=False, view=none, picture=None,
                 )  # fmt: skip
             with gr.Column(scale=3, min_width=300):
-                gr.HTML(TITLE + (NOTE if models[:1] == [SMALL] else ""), elem_classes="vb-flat")
+                gr.HTML(TITLE + (NOTE if models[:1] == [weights.SMALL] else ""), elem_classes="vb-flat")
                 upload = gr.File(label="Your video", file_types=["video", *SUFFIXES], height=130, elem_id="upload")
                 embedded = gr.Button("Try the made-up clip", elem_id="sample", size="sm")
                 with gr.Column(visible=False) as done:
@@ -221,30 +222,23 @@ def serve(
 
     `host` 127.0.0.1 is this machine alone; 0.0.0.0 lets everybody in who can reach it. `InputError` where the port is taken.
     """
-    from .models import weights
-
-    there = {name for name, card in weights.cards().items() if card.family == "sam2" and _has(name)}
+    limits = limits or Limits()
+    _check_free(host, port)
     model = model or weights.default()
     weights.path(model)
-    limits = limits or Limits()
+    others = sorted(name for name, card in weights.cards().items() if card.family == "sam2" and name != model and _has(name))
     with tempfile.TemporaryDirectory(prefix="vosnb-app-") as name:
-        os.environ |= {
-            "GRADIO_TEMP_DIR": f"{name}/files",
-            "VOSNB_CACHE": f"{name}/cache",
-        }  # all that is written goes with the folder
+        os.environ |= {"GRADIO_TEMP_DIR": f"{name}/files", "VOSNB_CACHE": f"{name}/cache", "GRADIO_ANALYTICS_ENABLED": "False"}
         rooms = Rooms(Path(name) / "files", limits)
-        blocks = page(rooms, [model, *sorted(there - {model})])
+        blocks = page(rooms, [model, *others])
         font = ["system-ui", "sans-serif"]  # none from the net
         blocks.queue(default_concurrency_limit=4, max_size=64)
-        try:
-            _, address, _ = blocks.launch(
-                server_name=host, server_port=port, share=False, ssr_mode=False, quiet=True, prevent_thread_lock=True,
-                max_file_size=int(limits.megabytes * 1e6), css=(Path(__file__).parent / "page.css").read_text(encoding="utf-8"),
-                theme=gr.themes.Default(primary_hue="indigo", font=font, font_mono=["ui-monospace", "monospace"]),
-                footer_links=[], show_error=False,
-            )  # fmt: skip
-        except OSError as error:
-            raise InputError(f"the port {port} of {host} to be free", error, "choose another with --port") from None
+        _, address, _ = blocks.launch(
+            server_name=host, server_port=port, share=False, ssr_mode=False, quiet=True, prevent_thread_lock=True,
+            max_file_size=int(limits.megabytes * 1e6), css=(Path(__file__).parent / "page.css").read_text(encoding="utf-8"),
+            theme=gr.themes.Default(primary_hue="indigo", font=font, font_mono=["ui-monospace", "monospace"]),
+            footer_links=[], show_error=False,
+        )  # fmt: skip
         if not host.startswith("127.") and host not in ("localhost", "::1"):
             say(f"whoever reaches {host}:{port} can upload films and use this machine's models")
         ready(address)
@@ -258,9 +252,16 @@ def serve(
             rooms.close()
 
 
-def _has(name: str) -> bool:
-    from .models import weights
+def _check_free(host: str, port: int) -> None:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise InputError(f"{host}:{port} to be free, and ours", error, "choose another --port or --host") from None
 
+
+def _has(name: str) -> bool:
     try:
         weights.path(name)
     except InputError:

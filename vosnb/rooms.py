@@ -56,6 +56,10 @@ class Limits:
     visitors: int = 8
     minutes: float = 60
 
+    def __post_init__(self) -> None:
+        if wrong := {f.name: getattr(self, f.name) for f in fields(self) if not getattr(self, f.name) > 0}:
+            raise InputError("limits above 0", wrong, "correct them")
+
     def check(self, clip: Clip) -> None:
         """`InputError` where the film is longer or larger."""
         if max(clip.width, clip.height) > self.side:
