@@ -318,6 +318,20 @@ def test_films_are_followed_one_at_a_time_and_who_waits_may_leave_the_line(brows
     two.leave()
 
 
+def test_clicks_quicker_than_the_model_are_all_heeded_in_order(visitor, films, tmp_path):
+    page = visitor.page
+    visitor.open(films["plain"])
+    for i in range(8):
+        page.mouse.click(*visitor.at(60 + 3 * i, 53), delay=0)
+    page.keyboard.press("Control+z")
+    page.keyboard.press("Control+z")
+    page.wait_for_function("() => !document.querySelector('.vb-redo').disabled")
+    visitor.follow()
+    (tmp_path / "said.json").write_bytes(visitor.download("#get-prompts"))
+    said = Prompts.load(tmp_path / "said.json")
+    assert np.allclose([p.x for p in said[0][1].points], [60 + 3 * i for i in range(6)], atol=0.4)
+
+
 def test_settings_are_taken_over_with_the_clicks(visitor, films):
     page = visitor.page
     visitor.open(films["plain"])
