@@ -17,6 +17,7 @@ from films import KINDS, plain
 from PIL import Image
 
 from vosnb import cli
+from vosnb import frames as video
 from vosnb import rooms as module
 from vosnb.clip import Clip
 from vosnb.errors import InputError
@@ -141,6 +142,7 @@ def test_two_visitors_have_nothing_in_common_and_what_one_leaves_is_removed(room
         "one", plain(tmp_path / "up" / "one.mp4", np.tile(frames, (3, 1, 1, 1)))
     )  # its end is far from a key frame
     two = rooms.open("two", upload("two.mp4"))
+    one.clip[35]  # whoever comes first makes it
     assert len(list((tmp_path / "cache").rglob("*.mkv"))) == 1
     assert one.folder != two.folder and one.number != two.number and len(one.folder.name) >= 20
     one.act(CLICK)
@@ -152,6 +154,27 @@ def test_two_visitors_have_nothing_in_common_and_what_one_leaves_is_removed(room
         rooms.find("one")
     rooms.leave("two")
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []  # nor in the cache of frames
+
+
+def test_who_leaves_while_the_film_is_being_read_leaves_nothing_either(rooms, frames, tmp_path, monkeypatch):
+    making, go_on, transcode = threading.Event(), threading.Event(), video._transcode
+
+    def slowly(*arguments):
+        making.set()
+        assert go_on.wait(30)
+        transcode(*arguments)
+
+    monkeypatch.setattr(video, "_transcode", slowly)
+    (tmp_path / "up").mkdir()
+    room = rooms.open("v", plain(tmp_path / "up" / "long.mp4", np.tile(frames, (3, 1, 1, 1))))
+    assert making.wait(30)
+    room.act(CLICK)  # does not wait for it
+    assert room.picture(0)["frame"] == 0
+    rooms.leave("v")
+    go_on.set()
+    (prepare,) = (t for t in threading.enumerate() if t.name == "vosnb-prepare")
+    prepare.join()
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
 def test_opening_another_film_takes_the_place_of_the_last_one(rooms, upload):

@@ -47,18 +47,19 @@ def page(rooms: Rooms, models: Iterable[str] = ()) -> gr.Blocks:
 
     def answered(request: gr.Request, asked: Mapping[str, Any], act: Callable[[Room], None]) -> dict[str, Any]:
         """Does it, and returns the editor's new properties, whatever goes wrong: the page waits for an answer."""
-        number, said, room = asked.get("number", 0), "", None
+        number, said, room, shown = asked.get("number", 0), "", None, {}
+        frame = asked.get("frame") if isinstance(asked.get("frame"), int) else 0
         try:
             room = rooms.find(visitor(request))
             if asked.get("open") == room.number:  # else it was meant for the film before
                 act(room)
+            if asked.get("picture"):
+                shown["picture"] = room.picture(frame)
         except Exception as error:
             said = _said(error)
         if room is None:
             return {"view": {**none, "text": said, "error": True, "number": number}}
-        frame = asked.get("frame") if isinstance(asked.get("frame"), int) else 0
-        shown: dict[str, Any] = {"view": room.view(frame, number, said)}
-        return shown | ({"picture": room.picture(frame)} if asked.get("picture") else {})
+        return {"view": room.view(frame, number, said), **shown}
 
     def edit(event: gr.EventData, request: gr.Request) -> Any:
         return gr.HTML(**answered(request, event._data, lambda room: room.act(event._data)))

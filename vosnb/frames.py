@@ -370,6 +370,7 @@ class Video(Reader):
         self._lock = threading.Lock()
         self._near: _Decoder | None = None  # into the file itself, for frames near a key frame
         self._cached: _Decoder | None = None  # into the cache
+        self._made: Path | None = None  # the file of the cache
         listed = _index(path)
         with closing(_Decoder(path, listed)) as decoder:
             first = list(islice(decoder.decoded, _CHECKED))
@@ -385,13 +386,19 @@ class Video(Reader):
 
     def frame(self, i: int) -> np.ndarray:
         with self._lock:
+            if self._cached is not None:
+                return self._shown(self._cached.read(i), i)
+            self._near = self._near or self._pass()
+            if self._near.distance(i) <= _NEAR:
+                return self._shown(self._near.read(i), i)
+        cached = self._cache(self._index)  # it may take a while, in which other threads get what is near
+        with self._lock:
             if self._cached is None:
-                self._near = self._near or self._pass()
-                if self._near.distance(i) <= _NEAR:
-                    return self._shown(self._near.read(i), i)
                 every = range(self.length)  # may be entered anywhere: it leaps to the key frame before
-                self._cached = _Decoder(self._cache(self._index), _Index(every, every), threads="SLICE")
+                self._cached = _Decoder(cached, _Index(every, every), threads="SLICE")
+            if self._near is not None:
                 self._near.close()
+                self._near = None
             return self._shown(self._cached.read(i), i)
 
     def frames(self, indices: range) -> Iterator[np.ndarray]:
@@ -411,10 +418,11 @@ class Video(Reader):
 
     def forget(self) -> None:
         with self._lock:
-            if self._cached is not None:
-                self._cached.close()
-                self._cached = None
-            self._cache_file().unlink(missing_ok=True)
+            for decoder in filter(None, (self._near, self._cached)):
+                decoder.close()
+            self._near = self._cached = None
+            if self._made is not None:
+                self._made.unlink(missing_ok=True)
 
     def _pass(self) -> _Decoder:
         return _Decoder(self._cache(None) if self._counted else self.source, self._index)
@@ -427,7 +435,11 @@ class Video(Reader):
 
     def _cache(self, index: _Index | None) -> Path:
         """The file in which every frame is near a key frame: found, or made now."""
-        path = self._cache_file()
+        import av
+
+        stat = self.source.stat()
+        key = f"{self.source.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{av.__version__}"
+        self._made = path = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.mkv"
         with _making:
             if path.exists():
                 os.utime(path)  # used just now: those unused for longest are deleted first
@@ -437,13 +449,6 @@ class Video(Reader):
                     _transcode(self.source, index, temporary)
                 _trim(path, limit)
         return path
-
-    def _cache_file(self) -> Path:
-        import av
-
-        stat = self.source.stat()
-        key = f"{self.source.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{av.__version__}"
-        return _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.mkv"
 
 
 @dataclass(frozen=True)

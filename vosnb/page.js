@@ -84,7 +84,6 @@ function tell(what, more = {}) {
   if (what === "edit") more = { frame, ...more };
   if (what === "look") line.splice(0, line.length, ...line.filter((m) => m.what !== "look"));
   line.push({ what, more });
-  if (what === "edit") setTimeout(() => { if (waiting && edited) status.textContent = "looking …"; }, 300);
   next();
 }
 function next() {
@@ -96,6 +95,8 @@ function next() {
   const wanted = more.frame ?? frame;
   const message = { ...more, frame: wanted, picture: !pictures.has(wanted), number: waiting, open: view.open };
   edited = what === "edit";
+  const mine = waiting, slow = edited ? "looking …" : "reading the film …";
+  setTimeout(() => { if (waiting === mine && !view.running) status.textContent = slow; }, 400);
   edited ? trigger("edit", message) : trigger("look", message);
 }
 function look(t) {

@@ -141,6 +141,7 @@ class Room:
         self.number = secrets.randbits(48) + 1  # tells the page that this is another film
         self.session = Session(clip, by=strategy)
         self.touched = time.monotonic()
+        self.closed = False
         self.following = self.cancelled = 0.0  # the numbers of the page's requests to follow: at work, taken back
         self.making = False  # files
         self.made = 0  # how many sets of files
@@ -155,6 +156,17 @@ class Room:
         """There is something to do for the session. Where that is soon done, a little patience saves the page a second question."""
         self._rest = self._watch.submit(self.session.wait)
         wait([self._rest], timeout=PATIENCE)
+
+    def prepare(self, strategy: Strategy) -> None:
+        """Makes the first click and the first look at a late frame quick: the model is loaded, and a film with few key frames is copied
+        into one with many. On a thread of its own: what is wrong is said when it matters."""
+        with contextlib.suppress(Exception):
+            strategy.tracker((self.clip.height, self.clip.width), len(self.clip))
+        with contextlib.suppress(Exception):
+            if not self.closed:
+                self.clip[len(self.clip) - 1]
+        if self.closed:
+            self.clip.forget()
 
     def use(self, strategy: Strategy) -> None:
         """The same prompts with another strategy; masks that were found are dropped."""
@@ -257,7 +269,7 @@ class Room:
         given = session.prompts.get(frame, {})
         known = session.frames
         running = not self._rest.done() or self.following > 0 or self.making
-        error = said or status.error
+        error = (said or status.error).replace(str(self.clip.source), "the film")  # where files lie is nobody's business
         fresh = min(set(range(1, 256)) - set(session.prompts.objects), default=None)
         colors = {**session.colors, **_hex({fresh} - {None})}
         marks = [{"obj": o, "kind": "box", "xyxy": p.box.xyxy} for o, p in given.items() if p.box is not None]
@@ -313,6 +325,7 @@ class Room:
         return {"open": self.number, "frame": frame, "url": _address("jpeg", data.tobytes())}
 
     def close(self) -> None:
+        self.closed = True
         self.session.close()
         self._watch.shutdown()
         self.clip.forget()
@@ -365,13 +378,11 @@ class Rooms:
                 upload.parent.rmdir()  # Gradio made it for this file
             clip = _film(film)
             self.limits.check(clip)
-            clip[len(clip) - 1]  # what has few key frames is made quick to enter now, and not at the first look at a late frame
             room = Room(clip, folder, strategy)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        # so that the first click finds the model loaded
-        threading.Thread(target=_warmed, args=(strategy, clip), daemon=True).start()
+        threading.Thread(target=room.prepare, args=(strategy,), name="vosnb-prepare", daemon=True).start()
         with self._lock:
             last, self._rooms[visitor] = self._rooms.get(visitor), room
         if last is not None:
@@ -406,11 +417,6 @@ class Rooms:
     def close(self) -> None:
         for visitor in list(self._rooms):
             self.leave(visitor)
-
-
-def _warmed(strategy: Strategy, clip: Clip) -> None:
-    with contextlib.suppress(Exception):  # the first click says what is wrong
-        strategy.tracker((clip.height, clip.width), len(clip))
 
 
 def _film(path: Path) -> Clip:
