@@ -447,8 +447,12 @@ class Session:
         with self._lock:
             for _ in edits:
                 self._edits.popleft()
-        if edits:
-            self._status = replace(self._status, error="")
+            going = [(name, p) for name, p in self._passes.items() if p.goal is not None]
+            if going:
+                name, p = going[0]
+                self._status = Status(True, name, 0, p.goal - p.begun)
+            elif edits:
+                self._status = Status()
         for future, frame in edits:
             labels = None if frame is None else self.masks_at(frame)
             future.set_result(np.zeros(self._shape, np.uint8) if labels is None else labels)
@@ -573,7 +577,8 @@ class Session:
         folder = Path(folder)
         held = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
         strange = held - {PROMPTS, ABOUT, MASKS}
-        if strange or (held and folder != self.folder and not overwrite):
+        own = self.folder is not None and folder.resolve() == self.folder.resolve()
+        if strange or (held and not own and not overwrite):
             got = ", ".join(sorted(strange or held))
             raise InputError(f"{folder} to be new, or a session's own", got, "choose another folder, or say overwrite=True")
         about = self._about()
