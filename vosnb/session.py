@@ -42,7 +42,6 @@ from .strategies import Result, Score, Strategy, get
 
 __all__ = ["Session", "Status"]
 
-STATES = 256  # kept per pass, to go back to; beyond, every other one is dropped
 FRAMES_KEPT = 8  # whose features are kept, so that a click is only a decoder pass
 SCORES_EVERY = 2.0  # seconds between two writings of the table of scores, while frames come
 PROMPTS, ABOUT, MASKS = "prompts.json", "session.json", "masks"  # in a session's folder
@@ -97,9 +96,10 @@ class Pass:
 class Session:
     """`prompts`: `Prompts`, a mapping as `propagate` takes it, or the path of a prompts file: that is read if it is there, and
     written on every change. `by` and `settings` (`model=…`, `num_pathway=…`) choose the strategy as in `propagate`; the default is SAM 2
-    with the model that `segment` takes by default, and here it heeds corrections (`heed`, see `strategies.sam2`). `direction`: what
-    `propagate()` does unless told otherwise. `settings`: all of them, so that `propagate(clip, session.prompts, session.by,
-    direction=session.direction, **session.settings)` gives the same masks.
+    with the model that `segment` takes by default, and here it heeds corrections (`heed`, see `strategies.sam2`). `session.settings`
+    has all of them, so that `propagate(clip, session.prompts, session.by, direction=session.direction, **session.settings)` gives the
+    same masks. `direction`: what `propagate()` does unless told otherwise. `states`: how many a pass keeps to go back to, evenly over
+    the clip; a correction begins at the one before it, and each holds the memories of its objects (up to 8 MB an object at full size).
 
     `InputError`: a clip without a length, prompts that do not fit the clip, an unknown strategy or setting.
     """
@@ -111,6 +111,7 @@ class Session:
         *,
         by: str | Strategy = "sam2",
         direction: str = "forward",
+        states: int = 128,
         **settings: Any,
     ):
         self.clip = clip if isinstance(clip, Clip) else Clip(clip)
@@ -141,7 +142,7 @@ class Session:
         self.folder: Path | None = None
         self._undo: list[Prompts] = []
         self._redo: list[Prompts] = []
-        self._names = self.clip.names
+        self._names, self._states = self.clip.names, states
         self._lock, self._disk = threading.RLock(), threading.RLock()  # where both, the disk's first
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="vosnb-session")
         self._applied = Prompts()  # what the worker knows of
@@ -513,7 +514,7 @@ class Session:
         """Frames of a pass, until its goal, a stop, or a change of prompts."""
         if p.run is None:
             clip = self.clip if name == "forward" else self.clip[::-1]
-            p.run = Propagation(clip, p.prompts, self._remembering, keep=1, most=STATES)
+            p.run = Propagation(clip, p.prompts, self._remembering, keep=1, most=self._states)
             p.begun = p.run.first
         frames = iter(p.run)
         try:
