@@ -5,37 +5,30 @@ Skipped where Chromium or playwright is missing. With VOSNB_PICTURES=FOLDER the 
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+pytest.importorskip("playwright", reason="no playwright: pip install -e '.[dev]'")
+
+from jupyter_driver import CHROMIUM, Driven, chromium, end_kernels, jupyter, opened
+
 from vosnb import Clip, Masks, Prompts, propagate
 from vosnb.synth import turbulence
 
-ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-pytest.importorskip("playwright", reason="playwright is not installed: pip install -e '.[dev]'")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
-    pytest.mark.skipif(not shutil.which("jupyter", path=str(Path(sys.executable).parent)), reason="no Jupyter"),
+    pytest.mark.skipif(
+        not shutil.which("jupyter", path=str(Path(sys.executable).parent)), reason="no Jupyter beside this Python"
+    ),
 ]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-TOKEN, T, H, W = "tok", 160, 270, 480
-CODE = """from vosnb import Clip, Session
-from vosnb.widgets import Editor
-editor = Editor(Session(Clip("frames"), "{name}.json", model="vosnb-mini-sam2"), out="{name}")
-editor"""
+T, H, W = 64, 270, 480
 
 
 @pytest.fixture(scope="module")
@@ -50,150 +43,28 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(place: Path, tmp_path_factory) -> Iterator[str]:
-    """The address of a Jupyter server, which serves Lab, Notebook 7 and Voila alike."""
-    own = tmp_path_factory.mktemp("jupyter")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    kinds = {
-        "JUPYTER_CONFIG_DIR": "config",
-        "JUPYTER_DATA_DIR": "data",
-        "JUPYTER_RUNTIME_DIR": "runtime",
-        "IPYTHONDIR": "ipython",
-    }
-    env = {**os.environ, **{name: str(own / kind) for name, kind in kinds.items()}, "PYTHONPATH": str(ROOT)}
-    env.pop("VOSNB_HEADLESS", None)
-    announcements = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
-    (own / "config" / "labconfig").mkdir(parents=True)
-    (own / "config" / "labconfig" / "page_config.json").write_text(json.dumps(announcements))
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
-        f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={place}", "--LabApp.news_url=None",
-    ]  # fmt: skip
-    log = (own / "log").open("w")
-    process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(120):
-        try:
-            urllib.request.urlopen(f"{address}/api/status?token={TOKEN}", timeout=2).close()
-            break
-        except OSError:
-            time.sleep(0.25)
-    yield address
-    process.terminate()
-    process.wait(10)
-    log.close()
+    with jupyter(place, tmp_path_factory.mktemp("jupyter")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory) -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        profile = tmp_path_factory.mktemp("profile")
-        context = playwright.chromium.launch_persistent_context(
-            str(profile), executable_path=CHROMIUM, headless=True, args=FLAGS, viewport={"width": 1280, "height": 1000}
-        )
-        context.set_default_timeout(30_000)
+    with chromium(tmp_path_factory.mktemp("profile")) as context:
         yield context
-        context.close()
 
 
 @pytest.fixture
-def opened(server: str, browser, place: Path):
-    """Opens a new notebook with the editor in it at an address like lab/tree, and runs it; ends its kernel at the end."""
+def open_at(server: str, browser, place: Path):
     pages = []
 
-    def open_at(kind: str, name: str):
-        cells = [
-            {
-                "cell_type": "code",
-                "source": CODE.format(name=name),
-                "metadata": {},
-                "outputs": [],
-                "execution_count": None,
-                "id": "one",
-            },
-            {"cell_type": "code", "source": "", "metadata": {}, "outputs": [], "execution_count": None, "id": "two"},
-        ]
-        about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        notebook = {"cells": cells, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
-        (place / f"{name}.ipynb").write_text(json.dumps(notebook))
-        page = browser.new_page()
-        pages.append(page)
-        page.goto(f"{server}/{kind}/{name}.ipynb?token={TOKEN}" + ("&reset" if kind.startswith("lab") else ""))
-        if not kind.startswith("voila"):
-            page.locator(".jp-Notebook .jp-Cell .cm-content").first.click()
-            page.keyboard.press("Shift+Enter")
-        return Driven(page)
+    def open_one(kind: str, name: str) -> Driven:
+        pages.append(opened(server, browser, place, kind, name))
+        return pages[-1]
 
-    yield open_at
-    for page in pages:
-        page.close()
-    for kind in ("sessions", "kernels"):
-        request = urllib.request.Request(f"{server}/api/{kind}", headers={"Authorization": f"token {TOKEN}"})
-        with urllib.request.urlopen(request) as answer:
-            for entry in json.load(answer):
-                gone = urllib.request.Request(
-                    f"{server}/api/{kind}/{entry['id']}", method="DELETE", headers={"Authorization": f"token {TOKEN}"}
-                )
-                urllib.request.urlopen(gone).close()
-
-
-class Driven:
-    """A page with an editor in it, once the first frame is painted."""
-
-    def __init__(self, page):
-        self.page, self.root = page, page.locator(".vosnb")
-        page.wait_for_selector(".vosnb[data-frame]", timeout=60_000)
-        self.root.scroll_into_view_if_needed()
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a pixel of the frame is on the page."""
-        box = self.page.locator(".vosnb .inner").bounding_box()
-        return box["x"] + x / W * box["width"], box["y"] + y / H * box["height"]
-
-    def painted(self, act, reply: bool = True) -> float:
-        """Does something, waits until the answer is on the screen, and returns the milliseconds from request to paint."""
-        before = int(self.root.get_attribute("data-reply"))
-        act()
-        if reply:
-            self.page.wait_for_function(
-                "n => Number(document.querySelector('.vosnb').dataset.reply) > n", arg=before, timeout=20_000
-            )
-        return float(self.root.get_attribute("data-ms"))
-
-    def click(self, x: float, y: float, **how) -> float:
-        return self.painted(lambda: self.page.mouse.click(*self.at(x, y), **how))
-
-    def key(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
-
-    def button(self, name: str):
-        return self.page.locator(f".vosnb [data-name='{name}']")
-
-    def until(self, condition: str, seconds: float = 20) -> None:
-        """Waits for a condition in JavaScript, in which `d` is the editor's data and `s` its status line."""
-        self.page.wait_for_function(
-            "c => { const r = document.querySelector('.vosnb'); return new Function('r','d','s','return ' + c)"
-            "(r, r.dataset, r.querySelector('.said').textContent) }",
-            arg=condition,
-            timeout=1000 * seconds,
-        )
-
-    def overlay(self) -> int:
-        """How many pixels are painted over."""
-        return self.page.evaluate(
-            "() => { const c = document.querySelector('.vosnb .labels');"
-            " const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
-            " let n = 0; for (let i = 3; i < p.length; i += 4) n += p[i] > 0; return n }"
-        )
-
-    def keep(self, name: str) -> None:
-        if folder := os.environ.get("VOSNB_PICTURES"):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self.page.screenshot(path=str(Path(folder) / f"{name}.png"))
+    yield open_one
+    for driven in pages:
+        driven.page.close()
+    end_kernels(server)
 
 
 def prompts_in(file: Path) -> list[tuple]:
@@ -205,9 +76,9 @@ def prompts_in(file: Path) -> list[tuple]:
 
 
 @pytest.mark.parametrize("kind", ["lab/tree", "notebooks"])
-def test_click_propagate_stop_correct_and_export(opened, place, kind):
+def test_click_propagate_stop_correct_and_export(open_at, place, kind):
     name = kind.split("/")[0]
-    driven = opened(kind, name)
+    driven = open_at(kind, name)
     page, file = driven.page, place / f"{name}.json"
     cells = page.locator(".jp-Notebook .jp-Cell").count()
 
@@ -274,13 +145,12 @@ def test_click_propagate_stop_correct_and_export(opened, place, kind):
     driven.painted(lambda: driven.button("forward").click())
     driven.until("/propagating/.test(s)")
     driven.until("!/propagating/.test(s)", 60)
-    driven.painted(lambda: driven.key("Home", "Shift+ArrowRight"))
-    driven.until("d.frame === '10'")
+    driven.painted(lambda: driven.key("End", "Shift+ArrowLeft"))
+    driven.until(f"d.frame === '{T - 11}'")
     before = driven.overlay()
     driven.painted(lambda: driven.key("1"))
-    driven.click(240, 160)  # object 1 is to be there too
-    assert driven.overlay() != before or len(prompts_in(file)) == 3
-    driven.until("/propagating/.test(s)")
+    driven.click(240, 262)  # what is at the bottom is to be object 1, too
+    assert driven.overlay() > before + 1000 and len(prompts_in(file)) == 3
     driven.until("!/propagating/.test(s)", 60)
     driven.keep(f"{name}-propagated")
 
@@ -290,14 +160,13 @@ def test_click_propagate_stop_correct_and_export(opened, place, kind):
     driven.until("/wrote/.test(s)")
     written = Masks(next((place / name).glob("masks*")))
     assert len(written) == T
-    frames = Clip(place / "frames")[:13]
     given = Prompts.load(file)
-    found = propagate(frames, given, "sam2", model="vosnb-mini-sam2", heed=True, show_progress=False)
-    assert np.array_equal(np.asarray(found), np.asarray(written[:13]))
+    found = propagate(Clip(place / "frames"), given, "sam2", model="vosnb-mini-sam2", heed=True, show_progress=False)
+    assert np.array_equal(np.asarray(found), np.asarray(written))
 
 
-def test_voila_renders_it(opened, place):
-    driven = opened("voila/render", "voila")
+def test_voila_renders_it(open_at, place):
+    driven = open_at("voila/render", "voila")
     driven.click(240, 60)
     assert driven.overlay() > 5000 and prompts_in(place / "voila.json") == [(0, 1, None, [(240, 60, 1)])]
     driven.keep("voila")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -172,6 +173,38 @@ def test_a_click_on_another_object_than_the_one_tracked_sticks(film, sitting):
         shares[heed] = jaccard(at_once == 1, truth[4] == 1), jaccard(later == 1, truth[T - 1] == 1)
         assert np.array_equal(np.asarray(session.masks), afresh(film, session))
     assert max(shares[False]) < 0.3 and min(shares[True]) > 0.8
+
+
+def test_a_click_beside_what_is_tracked_adds_to_it(film, sitting):
+    session = sitting({0: {1: Point(*TOP)}})
+    before = session.propagate().result()[5]
+    both = session.add_point(5, 1, *BOTTOM).result()
+    assert jaccard(both == 1, (before == 1) | (film[1][5] == 2)) > 0.8
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_done_in_whatever_order_the_masks_are_those_of_the_prompts(film, sitting, seed):
+    dice = random.Random(seed)
+    by = {"by": "flow"} if seed < 4 else {"by": "sam2long", "model": MODEL}
+    session = sitting(states=dice.choice([1, 3, 128]), **by)
+    steps = {
+        "point": lambda: session.add_point(frame, obj, dice.randrange(W), dice.randrange(H), dice.choice([1, 1, 0])),
+        "mask": lambda: session.set_mask(frame, obj, np.arange(H * W).reshape(H, W) > dice.randrange(H * W)),
+        "remove": lambda: session.remove(frame, obj),
+        "clear": lambda: session.clear(frame),
+        "delete": lambda: session.delete(obj),
+        "undo": session.undo,
+        "redo": session.redo,
+        "propagate": lambda: session.propagate(dice.choice(["forward", "backward", "both"])) if session.prompts else None,
+        "stop": session.stop,
+        "wait": session.wait,
+        "sleep": lambda: time.sleep(dice.random() / 5),
+    }
+    for step in ["point", *dice.choices(list(steps), [6, 1, 1, 1, 1, 2, 1, 3, 1, 1, 1], k=12), "point"]:
+        frame, obj = dice.randrange(T), dice.randint(1, 3)
+        steps[step]()
+    masks = session.propagate().result()
+    assert np.array_equal(np.asarray(masks), afresh(film, session)) and not any(session.stale(t) for t in range(T))
 
 
 def test_undo_redo_delete_and_clear(film, sitting):

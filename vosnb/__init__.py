@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 _HOME = {
+    "Editor": "widgets",
     "Box": "prompts", "Clip": "clip", "InputError": "errors", "Masks": "masks", "Point": "prompts", "Prompt": "prompts",
     "Prompts": "prompts", "Propagation": "propagate", "Report": "evaluate", "Session": "session", "compare": "compare",
     "contact_sheet": "show", "dataset": "datasets", "evaluate": "evaluate", "export": "export", "extract": "extract",

@@ -42,7 +42,6 @@ from .strategies import Result, Score, Strategy, get
 
 __all__ = ["Session", "Status"]
 
-STATES = 256  # kept per pass, to go back to; beyond, every other one is dropped
 FRAMES_KEPT = 8  # whose features are kept, so that a click is only a decoder pass
 SCORES_EVERY = 2.0  # seconds between two writings of the table of scores, while frames come
 PROMPTS, ABOUT, MASKS = "prompts.json", "session.json", "masks"  # in a session's folder
@@ -97,9 +96,10 @@ class Pass:
 class Session:
     """`prompts`: `Prompts`, a mapping as `propagate` takes it, or the path of a prompts file: that is read if it is there, and
     written on every change. `by` and `settings` (`model=…`, `num_pathway=…`) choose the strategy as in `propagate`; the default is SAM 2
-    with the model that `segment` takes by default, and here it heeds corrections (`heed`, see `strategies.sam2`). `direction`: what
-    `propagate()` does unless told otherwise. `settings`: all of them, so that `propagate(clip, session.prompts, session.by,
-    direction=session.direction, **session.settings)` gives the same masks.
+    with the model that `segment` takes by default, and here it heeds corrections (`heed`, see `strategies.sam2`). `session.settings`
+    has all of them, so that `propagate(clip, session.prompts, session.by, direction=session.direction, **session.settings)` gives the
+    same masks. `direction`: what `propagate()` does unless told otherwise. `states`: how many a pass keeps to go back to, evenly over
+    the clip; a correction begins at the one before it, and each holds the memories of its objects (up to 8 MB an object at full size).
 
     `InputError`: a clip without a length, prompts that do not fit the clip, an unknown strategy or setting.
     """
@@ -111,6 +111,7 @@ class Session:
         *,
         by: str | Strategy = "sam2",
         direction: str = "forward",
+        states: int = 128,
         **settings: Any,
     ):
         self.clip = clip if isinstance(clip, Clip) else Clip(clip)
@@ -141,7 +142,7 @@ class Session:
         self.folder: Path | None = None
         self._undo: list[Prompts] = []
         self._redo: list[Prompts] = []
-        self._names = self.clip.names
+        self._names, self._states = self.clip.names, states
         self._lock, self._disk = threading.RLock(), threading.RLock()  # where both, the disk's first
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="vosnb-session")
         self._applied = Prompts()  # what the worker knows of
@@ -447,8 +448,12 @@ class Session:
         with self._lock:
             for _ in edits:
                 self._edits.popleft()
-        if edits:
-            self._status = replace(self._status, error="")
+            going = [(name, p) for name, p in self._passes.items() if p.goal is not None]
+            if going:
+                name, p = going[0]
+                self._status = Status(True, name, 0, p.goal - p.begun)
+            elif edits:
+                self._status = Status()
         for future, frame in edits:
             labels = None if frame is None else self.masks_at(frame)
             future.set_result(np.zeros(self._shape, np.uint8) if labels is None else labels)
@@ -509,7 +514,7 @@ class Session:
         """Frames of a pass, until its goal, a stop, or a change of prompts."""
         if p.run is None:
             clip = self.clip if name == "forward" else self.clip[::-1]
-            p.run = Propagation(clip, p.prompts, self._remembering, keep=1, most=STATES)
+            p.run = Propagation(clip, p.prompts, self._remembering, keep=1, most=self._states)
             p.begun = p.run.first
         frames = iter(p.run)
         try:
@@ -573,7 +578,8 @@ class Session:
         folder = Path(folder)
         held = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
         strange = held - {PROMPTS, ABOUT, MASKS}
-        if strange or (held and folder != self.folder and not overwrite):
+        own = self.folder is not None and folder.resolve() == self.folder.resolve()
+        if strange or (held and not own and not overwrite):
             got = ", ".join(sorted(strange or held))
             raise InputError(f"{folder} to be new, or a session's own", got, "choose another folder, or say overwrite=True")
         about = self._about()

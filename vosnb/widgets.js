@@ -8,13 +8,13 @@ const CSS = `
   padding:8px;max-width:1100px;user-select:none;-webkit-user-select:none}
 .vosnb:focus-within{border-color:#1976d2}
 .vosnb .row{display:flex;flex-wrap:wrap;gap:4px;align-items:center;margin:3px 0}
-.vosnb button{font:inherit;color:inherit;background:#fff;border:1px solid #bbb;border-radius:4px;padding:2px 8px;min-height:26px;cursor:pointer}
+.vosnb button{font:inherit;color:inherit;background:#fff;border:1px solid #bbb;border-radius:4px;padding:2px 6px;min-height:26px;cursor:pointer}
 .vosnb button:hover:enabled{background:#eef4fb}.vosnb button:disabled{opacity:.4;cursor:default}
 .vosnb button.on{background:#1976d2;border-color:#1976d2;color:#fff}
 .vosnb .object{display:inline-flex;align-items:center;gap:5px;border:2px solid transparent;border-radius:14px;padding:1px 8px;background:#eee;cursor:pointer}
 .vosnb .object.on{border-color:#1976d2;background:#fff}
 .vosnb .object input[type=color]{width:16px;height:16px;padding:0;border:0;background:none;cursor:pointer}
-.vosnb .object input[type=text]{font:inherit;color:inherit;width:8em;border:0;background:none;outline:none;cursor:pointer}
+.vosnb .object input[type=text]{font:inherit;color:inherit;width:7em;border:0;background:none;outline:none;cursor:pointer}
 .vosnb .object input[type=text]:focus{background:#fff;cursor:text;user-select:text}
 .vosnb .object .x{cursor:pointer;opacity:.5}.vosnb .object .x:hover{opacity:1}
 .vosnb .stage{position:relative;overflow:hidden;background:#333;cursor:crosshair;touch-action:none;border-radius:3px}
@@ -23,7 +23,7 @@ const CSS = `
 .vosnb .inner canvas{position:absolute;left:0;top:0;width:100%;height:100%}
 .vosnb .ribbon{display:block;width:100%;height:26px;cursor:pointer;touch-action:none;border-radius:3px}
 .vosnb .gap{flex:1}.vosnb .quiet{opacity:.65}.vosnb .error{color:#b00020}
-.vosnb progress{width:110px;height:12px}
+.vosnb progress{width:90px;height:12px}
 .vosnb select,.vosnb .number{font:inherit;color:inherit;background:#fff;border:1px solid #bbb;border-radius:4px;min-height:26px}
 .vosnb .number{width:5em}
 `;
@@ -93,9 +93,7 @@ function render({ model, el }) {
     element("div", { className: "row" }, objects, button("+", "Another object", () => ask("active", { obj: null }), "add"),
       element("span", { className: "gap" }), sides, undo, redo,
       button("Clear frame", "Takes back everything said on this frame", () => ask("clear", { frame: shown }), "clear"),
-      button("Clear all", "Takes back everything said", () => ask("clear", { frame: null }), "clear-all"),
-      button("−", "Smaller", () => zoomed(zoom / 1.4), "smaller"), button("+", "Larger (wheel)", () => zoomed(zoom * 1.4), "larger"),
-      button("⤢", "The whole picture", () => { zoom = 1; left = top = 0; place(); }, "fit"), hands),
+      button("Clear all", "Takes back everything said", () => ask("clear", { frame: null }), "clear-all")),
     stage, ribbon,
     element("div", { className: "row" }, play, button("◂", "Back (←; with Shift 10)", () => step(-1), "back"),
       button("▸", "On (→; with Shift 10)", () => step(1), "on"), at, of, element("span", { className: "gap" }),
@@ -105,7 +103,9 @@ function render({ model, el }) {
       button("forward ▶", "To the last frame", () => ask("propagate", { direction: "forward" }), "forward"), stop, bar,
       element("span", { className: "gap" }), exports,
       button("Export", "Writes it beside the notebook", () => ask("export", { what: exports.value }), "export")),
-    element("div", { className: "row" }, said));
+    element("div", { className: "row" }, said, element("span", { className: "gap" }),
+      button("−", "Smaller", () => zoomed(zoom / 1.4), "smaller"), button("+", "Larger (wheel)", () => zoomed(zoom * 1.4), "larger"),
+      button("⤢", "The whole picture", () => { zoom = 1; left = top = 0; place(); }, "fit"), hands));
   el.append(root);
 
   // -- drawing -----------------------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ function render({ model, el }) {
     if (document.activeElement !== at) at.value = wanted;
     at.max = v.frames - 1;
     of.textContent = `of ${v.frames - 1}`;
-    bar.style.visibility = s.working ? "visible" : "hidden";
+    bar.style.display = s.working ? "" : "none";
     bar.value = s.total ? s.done / s.total : 0;
     said.className = s.error ? "said error" : "said quiet";
     said.textContent = s.error || (s.working ? `propagating ${s.direction}: ${s.done} of ${s.total} frames` : s.said)

@@ -24,7 +24,6 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from .clip import Clip
 from .errors import InputError
 from .paint import overlay
 from .prompts import Box, Prompt
