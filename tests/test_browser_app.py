@@ -291,7 +291,10 @@ def test_two_visitors_never_see_each_others_data(browser, server, films):
             break
         time.sleep(0.1)
     assert not (kept / room).exists()  # it goes with the visitor
+    asked = []
+    two.page.once("dialog", lambda dialog: asked.append(dialog.type) or dialog.accept())
     two.page.reload()
+    assert asked == ["beforeunload"]  # whether to lose the clicks
     two.page.wait_for_selector(".vb.vb-closed")  # a new visit
     two.leave()
 

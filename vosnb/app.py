@@ -43,7 +43,7 @@ def page(rooms: Rooms, models: Iterable[str] = ()) -> gr.Blocks:
             "prompted": [], "text": "", "number": 0, "fps": 25}  # fmt: skip
 
     def visitor(request: gr.Request) -> str:
-        return request.session_hash or ""
+        return request.session_hash or secrets.token_urlsafe(18)  # who has none shares nothing with others who have none
 
     def answered(request: gr.Request, asked: Mapping[str, Any], act: Callable[[Room], None]) -> dict[str, Any]:
         """Does it, and returns the editor's new properties, whatever goes wrong: the page waits for an answer."""

@@ -336,5 +336,6 @@ function setPlaying(on) {
   if (playing) beat = setInterval(() => { if (!waiting) look(frame + 1 < view.frames ? frame + 1 : 0); }, 1000 / Math.min(view.fps, 25));
 }
 new ResizeObserver(points).observe(stage);
+window.addEventListener("beforeunload", (e) => { if (view.prompted.length) e.preventDefault(); }); // the clicks would be gone
 words();
 paint();
