@@ -196,34 +196,40 @@ def test_single_objects_can_be_exported_whatever_covers_them(masks, layers, tmp_
     assert not (tmp_path / "other").exists()
 
 
-def test_nothing_is_replaced_unasked_and_only_exports_ever(masks, clip, tmp_path):
+def test_nothing_is_replaced_unasked_and_then_only_what_was_named(masks, clip, tmp_path):
     out = tmp_path / "out"
     export(masks, None, out, "png")
-    with pytest.raises(InputError, match="to be new or empty"):
-        export(masks, None, out, "coco")
-    assert not (out / "coco.json").exists()
-    export(masks, None, out, "coco", overwrite=True)
-    assert [p.name for p in out.iterdir()] == ["coco.json"]
     (out / "diary.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"diary\.txt"):
-        export(masks, None, out, "png", overwrite=True)
+    export(masks, None, out, "coco")  # beside it
+    first = (out / "coco.json").read_bytes()
+    with pytest.raises(InputError, match=r"to be without coco.json"):
+        export(masks[:2], None, out, ["youtube-vis", "coco"])
+    assert (out / "coco.json").read_bytes() == first and not (out / "youtube_vis.json").exists()
+    export(masks[:2], None, out, ["png", "coco"], overwrite=True)
+    assert len(Masks(out / "masks")) == len(read_coco(out / "coco.json")) == 2
     assert (out / "diary.txt").read_text() == "mine"
+    assert sorted(p.name for p in out.iterdir()) == ["coco.json", "diary.txt", "masks"]
     film = tmp_path / "film.mp4"
     film.write_text("mine")
     with pytest.raises(InputError, match="to be new"):
         export(masks, clip, film, "video")
     assert film.read_text() == "mine"
+    with pytest.raises(InputError, match="a writable place"):
+        export(masks, None, film, "png")
 
 
-def test_a_failure_in_the_last_format_leaves_nothing(masks, clip, tmp_path, monkeypatch):
+@pytest.mark.parametrize("there", [False, True])
+def test_a_failure_in_the_last_format_leaves_what_was_before(there, masks, clip, tmp_path, monkeypatch):
     def fails(self, i):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(type(clip._reader), "frame", fails)
-    before = sorted(tmp_path.rglob("*"))
+    if there:
+        export(masks[:1], None, tmp_path / "out", ["coco", "png"])
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     with pytest.raises(InputError, match="room on the disk"):
-        export(masks, clip, tmp_path / "out", ["coco", "cutout"])
-    assert sorted(tmp_path.rglob("*")) == before
+        export(masks, clip, tmp_path / "out", ["coco", "cutout"], overwrite=True)
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.parametrize(
@@ -331,5 +337,8 @@ def test_the_command_converts_names_and_says_where(masks, clip, tmp_path, monkey
     assert code == 0 and np.array_equal(np.array(Masks("back/masks", NAMES)), np.where(np.array(masks) == 3, 3, 0))
     code, _, err = run("masks", "--as", "coco", "-o", "out")
     assert code == 2 and "--overwrite" in err
-    code, _, err = run("masks", "--as", "png", "-o", "masks")
-    assert code == 2 and "a place of its own" in err
+    for out in ("masks", "masks/in", "."):  # the last one would replace the masks with themselves
+        code, _, err = run("masks", "--as", "png", "--overwrite", "-o", out)
+        assert code == 2 and "a place of its own" in err
+    code, _, _ = run("masks", "--as", "youtube-vis", "-o", ".")
+    assert code == 0 and len(Masks("masks")) == 4

@@ -228,12 +228,17 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """Masks as other programs want them: PNGs, COCO and YouTube-VIS JSON, films, cut-outs, tables."""
+    from .export import FORMATS
     from .export import export as verb
     from .prompts import Prompts
 
-    check_result(out, (), masks, clip, prompts)
-    objects = Prompts.load(prompts).objects if prompts else None
     formats = [name.strip() for text in as_ for name in text.split(",") if name.strip()]
+    for name in formats:
+        target = out if out.suffix else out / FORMATS[name].path if name in FORMATS else None
+        check_result(target, (), masks, clip, prompts)
+    if out.resolve().is_relative_to(masks.resolve()):
+        raise InputError("a place of its own for the result", f"{out}, which is or lies in {masks}", "choose another name")
+    objects = Prompts.load(prompts).objects if prompts else None
     source = _clip(clip) if clip else None
     for path in verb(masks, source, out, formats, ids=only or None, objects=objects, overwrite=overwrite).values():
         print(path)

@@ -1,4 +1,4 @@
-"""The verb `export`: masks as other programs want them, in one folder that appears whole or not at all; and what reads them back.
+"""The verb `export`: masks as other programs want them, whole or not at all; and what reads them back.
 
 The JSON files hold run lengths, compressed to text as pycocotools does it, so that masks come back bit by bit. An object is a category
 of its own name and, since COCO knows no identity over time, has a `track_id`.
@@ -17,7 +17,7 @@ import numpy as np
 
 from .clip import Clip
 from .errors import InputError
-from .files import check_new, missing, replacing, replacing_folder
+from .files import check_new, missing, replacing, replacing_parts
 from .masks import Masks
 from .paint import Color, with_colors
 from .progress import progress
@@ -56,10 +56,11 @@ def export(
     `masks`: `Masks`, an array (T, H, W), or what `read_masks` reads. `clip`: its frames, (T, H, W, 3); needed by video, webm and
     cutout, else None will do (then csv counts time in frames). `ids`: only these objects. `objects`: their names and colours,
     {1: {"name": "girl", "color": "#e6194b"}}, added to what `masks.objects` knows.
-    `out` is a folder; with one format that is a single file, a name that ends as the file does (film.webm) is that file.
+    `out` is a folder, and may hold other things; with one format that is a single file, a name that ends as the file does
+    (film.webm) is that file. All formats appear, or none.
 
     `InputError`, before anything is written: an unknown format, no clip where one is needed, a clip of another size or length,
-    a place that is taken (unless `overwrite`). An existing folder is replaced as a whole, if it holds nothing but exports.
+    a place that is taken (unless `overwrite`, which replaces these formats alone).
     """
     names = [format] if isinstance(format, str) else list(dict.fromkeys(format))
     if not names or not set(names) <= set(FORMATS):
@@ -80,9 +81,7 @@ def export(
         with replacing(out) as temporary:
             one.write(source, temporary)
         return {names[0]: out}
-    if overwrite:
-        _only_exports(out)
-    with replacing_folder(out, overwrite) as making:
+    with replacing_parts(out, [FORMATS[name].path for name in names], overwrite) as making:
         for name in names:
             FORMATS[name].write(source, making / FORMATS[name].path)
     return {name: out / FORMATS[name].path for name in names}
@@ -149,16 +148,6 @@ def _check(masks: Masks, clip: Clip | None, names: Sequence[str]) -> None:
         t, h, w = masks.shape
         got = f"one of {clip.length} frames, {clip.width}×{clip.height}"
         raise InputError(f"the clip of these masks, {t} frames, {w}×{h}", got, "give the clip that was segmented")
-
-
-def _only_exports(folder: Path) -> None:
-    """`InputError` where overwriting the folder would delete anything but exports."""
-    ours = {Path(form.path).parts[0] for form in FORMATS.values()}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name not in ours and not path.name.startswith("."):
-            raise InputError(
-                f"only exports in {folder}, to overwrite it", path.name, "choose another folder: it is replaced as a whole"
-            )
 
 
 # -- pictures and films --------------------------------------------------------------------------------------------------
