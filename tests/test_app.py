@@ -18,7 +18,6 @@ from PIL import Image
 
 from vosnb import cli
 from vosnb import frames as video
-from vosnb import rooms as module
 from vosnb.clip import Clip
 from vosnb.errors import InputError
 from vosnb.export import read_coco
@@ -381,10 +380,3 @@ def test_the_page_names_every_object_when_nothing_was_found(rooms, upload, monke
     room.act(CLICK)
     monkeypatch.setattr(room.session, "masks_at", lambda frame: np.zeros((192, 256), np.uint8))
     assert "Nothing was found for object 1" in room.view(0)["text"]
-
-
-def test_large_ids_are_painted_too():
-    labels = np.zeros((20, 20), np.uint8)
-    labels[5:15, 5:15] = 200
-    with Image.open(io.BytesIO(base64.b64decode(module._overlay(labels, {200: "#010203"}).partition(",")[2]))) as image:
-        assert np.array(image.convert("RGBA"))[10, 10].tolist() == [1, 2, 3, 115]

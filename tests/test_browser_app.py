@@ -411,21 +411,32 @@ def test_an_upload_called_like_a_way_out_stays_inside_and_an_oversized_one_is_re
     assert code == 413
 
 
-def test_the_page_takes_no_file_of_the_machine_for_an_upload(server):
-    """As the browser sends it, but with another path."""
-    address, _ = server
+def asked(address: str, event: str, element: str, data: list) -> bytes:
+    """Sends an event's message as the browser would, and returns what the server says to it."""
     with urllib.request.urlopen(f"{address}/config") as found:
         config = json.load(found)
-    (target,) = (d for d in config["dependencies"] if any(t[1] == "upload" for t in d["targets"]))
-    file = {"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}, "orig_name": "hostname.mp4"}
-    inputs = [file, "sam2", None, 3, 0.1, 2, 0, 0]
-    body = json.dumps({"data": inputs, "fn_index": target["id"], "session_hash": "evil0000001"}).encode()
-    headers = {"Content-Type": "application/json"}
-    code, _ = answer(urllib.request.Request(f"{address}/gradio_api/queue/join", body, headers))
+    ids = {c["id"] for c in config["components"] if c["props"].get("elem_id") == element}
+    (target,) = (d for d in config["dependencies"] if any(t[0] in ids and t[1] == event for t in d["targets"]))
+    visit = f"evil{time.monotonic_ns()}"
+    body = json.dumps({"data": data, "fn_index": target["id"], "session_hash": visit}).encode()
+    code, said = answer(urllib.request.Request(f"{address}/gradio_api/queue/join", body, {"Content-Type": "application/json"}))
     if code < 400:
-        with urllib.request.urlopen(f"{address}/gradio_api/queue/data?session_hash=evil0000001", timeout=20) as stream:
-            said = b""
+        with urllib.request.urlopen(f"{address}/gradio_api/queue/data?session_hash={visit}", timeout=20) as stream:
             while b"process_completed" not in said and b"close_stream" not in said:
                 said += stream.readline()
-        assert b'"success":false' in said.replace(b" ", b"")
+    return said.replace(b" ", b"")
+
+
+SETTINGS = ["sam2", None, 3, 0.1, 2, 0, 0]
+
+
+def test_the_page_takes_no_file_of_the_machine_for_an_upload(server):
+    file = {"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}, "orig_name": "hostname.mp4"}
+    assert b'"success":false' in asked(server[0], "upload", "upload", [file, *SETTINGS])
     assert Path("/etc/hostname").exists()
+
+
+@pytest.mark.parametrize("place, value", [(0, "xmem"), (1, "/etc/passwd"), (2, 10**6), (6, 10**5)])
+def test_settings_that_the_page_does_not_offer_are_refused(server, place, value):
+    settings = [value if i == place else given for i, given in enumerate(SETTINGS)]
+    assert b'"success":false' in asked(server[0], "click", "sample", settings)

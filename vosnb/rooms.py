@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import io
 import re
 import secrets
 import shutil
@@ -21,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from .clip import Clip
 from .errors import InputError
 from .export import export
 from .files import replacing
-from .paint import brighter, with_colors
+from .paint import brighter, layer, with_colors
 from .prompts import Box, Prompt
 from .session import Session
 from .strategies import Result, Strategy, Tracker, get
@@ -41,7 +39,6 @@ OTHERS = {  # formats that are made when asked for
 }  # fmt: skip
 PATIENCE = 0.05  # seconds
 CELLS = 400  # of the ribbon under the film
-EDGE = 128  # + the object's id, in an overlay: its edge
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".3gp", ".ts", ".mts", ".gif")
 
 
@@ -277,7 +274,7 @@ class Room:
         return {
             "open": self.number, "number": number, "name": self.clip.name,
             "frames": len(self.clip), "width": self.clip.width, "height": self.clip.height, "fps": self.clip.fps,
-            "frame": frame, "overlay": "" if labels is None else _overlay(labels, colors), "marks": marks,
+            "frame": frame, "overlay": "" if labels is None else _address("png", layer(labels, colors)), "marks": marks,
             "objects": [{"id": o, "name": a.get("name", ""), "color": colors[o]} for o, a in session.prompts.objects.items()],
             "fresh": fresh, "next": colors.get(fresh), "prompted": list(session.prompts), "known": self._ribbon(known),
             "running": running, "at": self.newest, "done": status.done, "total": status.total,
@@ -442,22 +439,6 @@ def _address(kind: str, data: bytes) -> str:
 def _hex(ids: Iterable[int]) -> dict[int, str]:
     palette = brighter(with_colors(None))
     return {obj: "#{:02x}{:02x}{:02x}".format(*palette[obj]) for obj in ids}
-
-
-def _overlay(labels: np.ndarray, colors: Mapping[int, str]) -> str:
-    """The masks as a palette PNG, translucent with opaque edges, in a data address: small and quick, where RGBA is neither."""
-    import cv2
-
-    palette, alpha = with_colors(colors), np.where(np.arange(256) > 0, 115, 0).astype(np.uint8)
-    if max(colors, default=0) < EDGE:
-        edge = (cv2.erode(labels, np.ones((3, 3), np.uint8)) != labels) & (labels > 0)
-        labels = labels + np.where(edge, np.uint8(EDGE), np.uint8(0))
-        palette[EDGE:], alpha[EDGE:] = brighter(palette[:EDGE]), 255
-    image = Image.fromarray(labels)
-    image.putpalette(palette.tobytes())
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1, transparency=alpha.tobytes())
-    return _address("png", file.getvalue())
 
 
 def _zipped(path: Path, folder: Path, inside: str) -> Path:

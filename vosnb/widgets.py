@@ -7,7 +7,6 @@ request that it contains. Callbacks may come on any thread and only pass work on
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections import OrderedDict
@@ -20,12 +19,10 @@ from typing import Any
 
 import anywidget
 import cv2
-import numpy as np
 import traitlets
-from PIL import Image
 
 from .errors import InputError
-from .paint import overlay
+from .paint import layer, overlay
 from .prompts import Box, Prompt
 from .session import Session
 from .show import png
@@ -255,23 +252,11 @@ class Editor(anywidget.AnyWidget):
         return max(1, round(width * less)), max(1, round(height * less))
 
     def _labels_png(self) -> bytes:
-        """The frame's label map as an indexed PNG: objects half transparent, their outlines opaque (ids from 128 on have none)."""
+        """The frame's label map as an indexed PNG to lay over it."""
         labels = self.session.masks_at(self.frame)
         if labels is None or not labels.any():
             return b""
-        labels = cv2.resize(labels, self._size, interpolation=cv2.INTER_NEAREST)
-        ring = np.ones((3, 3), np.uint8)
-        edge = (cv2.erode(labels, ring) != labels) & (labels > 0) & (labels < 128)
-        labels[edge] += 128
-        image = Image.fromarray(labels)
-        colors = np.zeros((256, 3), np.uint8)
-        for obj, color in self.session.colors.items():
-            colors[obj] = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-        colors[129:] = np.where(colors[129:].any(1, keepdims=True), colors[129:], colors[1:128])
-        image.putpalette(colors.tobytes())
-        data = io.BytesIO()
-        image.save(data, "PNG", compress_level=1, transparency=bytes([0]) + bytes([115]) * 127 + bytes([255]) * 128)
-        return data.getvalue()
+        return layer(cv2.resize(labels, self._size, interpolation=cv2.INTER_NEAREST), self.session.colors)
 
     def _ribbon(self) -> bytes:
         session = self.session
