@@ -73,7 +73,7 @@ def server(tmp_path_factory):
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
     try:
-        for _ in range(600):
+        for _ in range(1200):
             if "http://" in (folder / "log").read_text() or process.poll() is not None:
                 break
             time.sleep(0.1)
@@ -100,7 +100,7 @@ class Visitor:
     def __init__(self, browser, address: str):
         self.context = browser.new_context(viewport={"width": 1400, "height": 900})
         self.page = self.context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(60_000)
         self.wrong: list[str] = []
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
