@@ -10,8 +10,8 @@ _HOME = {
     "Box": "prompts", "Clip": "clip", "InputError": "errors", "Masks": "masks", "Point": "prompts", "Prompt": "prompts",
     "Prompts": "prompts", "Propagation": "propagate", "Report": "evaluate", "Session": "session", "compare": "compare",
     "contact_sheet": "show", "dataset": "datasets", "evaluate": "evaluate", "export": "export", "extract": "extract",
-    "measure": "measure", "overlay": "paint", "propagate": "propagate", "read_masks": "export", "refine": "refine", "segment": "segment", "show": "show",
-    "stream": "propagate", "turbulence": "synth",
+    "measure": "measure", "overlay": "paint", "propagate": "propagate", "read_masks": "export", "refine": "refine",
+    "segment": "segment", "show": "show", "stream": "propagate", "turbulence": "synth",
 }  # fmt: skip
 
 __all__ = sorted(_HOME)
