@@ -118,6 +118,15 @@ def test_click_propagate_stop_correct_and_export(open_at, place, kind):
     driven.button("side").click()
     driven.keep(f"{name}-clicks")
 
+    # -- close up: a click is where it is seen
+    page.mouse.move(*driven.at(120, 200))
+    page.mouse.wheel(0, -300)
+    page.mouse.wheel(0, -300)
+    driven.click(100, 190)
+    assert np.allclose(prompts_in(file)[1][3][1], (100, 190, 1), atol=1)
+    driven.painted(lambda: driven.key("Control+z"))
+    driven.button("fit").click()
+
     # -- frames
     driven.painted(lambda: driven.key("ArrowRight"))
     driven.until("d.frame === '1'")
@@ -141,10 +150,17 @@ def test_click_propagate_stop_correct_and_export(open_at, place, kind):
     print(f"\n{kind}: Stop took {1000 * seconds:.0f} ms")
     assert seconds < 1
 
-    # -- the rest, a correction, a way back
-    driven.painted(lambda: driven.button("forward").click())
+    # -- the rest, from a cell: requests are answered while it runs
+    page.locator(".jp-Notebook .jp-Cell .cm-content").nth(1).click()
+    page.keyboard.type("editor.session.propagate().result()")
+    page.keyboard.press("Shift+Enter")
     driven.until("/propagating/.test(s)")
+    driven.painted(lambda: driven.button("on").click())
+    assert page.locator(".jp-InputPrompt:has-text('[*]')").count() == 1
     driven.until("!/propagating/.test(s)", 60)
+
+    # -- a correction
+    driven.root.focus()
     driven.painted(lambda: driven.key("End", "Shift+ArrowLeft"))
     driven.until(f"d.frame === '{T - 11}'")
     before = driven.overlay()

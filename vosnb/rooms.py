@@ -14,7 +14,6 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ OTHERS = {  # formats that are made when asked for
     "PNG per object": "png-per-object", "YouTube-VIS (JSON)": "youtube-vis", "WebM with alpha": "webm", "cut-outs (PNG)": "cutout",
     "measurements (CSV)": "csv",
 }  # fmt: skip
-PATIENCE = 0.05  # seconds
 CELLS = 400  # of the ribbon under the film
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".3gp", ".ts", ".mts", ".gif")
 
@@ -145,14 +143,6 @@ class Room:
         self.changed = False  # since the last ones
         self.newest: int | None = None  # the frame whose masks came last
         self.session.listeners.append(self._heard)
-        self._watch = ThreadPoolExecutor(1, thread_name_prefix="vosnb-room")
-        self._rest = self._watch.submit(self.session.wait)  # done when the session has nothing more to do
-        self._rest.result()
-
-    def _begun(self) -> None:
-        """There is something to do for the session. Where that is soon done, a little patience saves the page a second question."""
-        self._rest = self._watch.submit(self.session.wait)
-        wait([self._rest], timeout=PATIENCE)
 
     def prepare(self, strategy: Strategy) -> None:
         """Makes the first click and the first look at a late frame quick: the model is loaded, and a film with few key frames is copied
@@ -171,7 +161,6 @@ class Room:
         self.session.listeners.append(self._heard)
         old.close()
         self.session.change(self.session.prompts).result()
-        self._begun()
 
     def _heard(self, frame: int | None) -> None:
         if frame is not None:
@@ -203,7 +192,6 @@ class Room:
             raise InputError("a whole message from the page", f"one where {error!r} went wrong", "reload the page") from None
         if future is not None:
             future.result()
-            self._begun()
 
     def follow(self, direction: str, number: float) -> bool:
         """Propagates to the end, or until `stop`; whether it did: not where it was taken back while it waited."""
@@ -265,7 +253,7 @@ class Room:
         labels = session.masks_at(frame)
         given = session.prompts.get(frame, {})
         known = session.frames
-        running = not self._rest.done() or self.following > 0 or self.making
+        running = status.working or self.following > 0 or self.making
         error = (said or status.error).replace(str(self.clip.source), "the film")  # where files lie is nobody's business
         fresh = min(set(range(1, 256)) - set(session.prompts.objects), default=None)
         colors = {**session.colors, **_hex({fresh} - {None})}
@@ -324,7 +312,6 @@ class Room:
     def close(self) -> None:
         self.closed = True
         self.session.close()
-        self._watch.shutdown()
         self.clip.forget()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -395,6 +395,7 @@ function render({ model, el }) {
   model.on("change:tick", update);
   wanted = view().frame;
   update();
+  look(wanted);  // so that the kernel knows early on which way our requests come
   return () => { playing = false; sized.disconnect(); model.off("change:tick", update); };
 }
 

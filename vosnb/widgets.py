@@ -7,6 +7,7 @@ request that it contains. Callbacks may come on any thread and only pass work on
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 from collections import OrderedDict
@@ -71,6 +72,7 @@ class Editor(anywidget.AnyWidget):
         self._follows = False
         self._next = 0.0  # when the next message about a propagation may be sent
         self._jpegs: OrderedDict[int, bytes] = OrderedDict()
+        self._context = contextvars.copy_context()
         self._lock = threading.RLock()
         self._exports = _exports()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="vosnb-export")
@@ -100,6 +102,7 @@ class Editor(anywidget.AnyWidget):
     # -- from the browser ----------------------------------------------------------------------------------------------
 
     def _asked(self, change: Mapping[str, Any]) -> None:
+        self._context = contextvars.copy_context()
         looks = [request.get("seq", 0) for request in change["new"] if request.get("kind") == "look"]
         for request in change["new"]:
             with self._lock:
@@ -120,7 +123,7 @@ class Editor(anywidget.AnyWidget):
     def _answer(self, number: int, future: Future[Any]) -> None:
         if (error := future.exception()) is not None:
             self._error = _words(error)
-        self._show(number)
+        self._push(number)
 
     def _carry_out(self, request: Mapping[str, Any]) -> Future[Any] | None:
         """A Future where the answer has to wait for the worker."""
@@ -168,7 +171,7 @@ class Editor(anywidget.AnyWidget):
 
     def _ended(self, future: Future[Any]) -> None:
         self._follows = False
-        self._show()
+        self._push()
 
     def _export(self, request: Mapping[str, Any]) -> None:
         what = request["what"]
@@ -184,7 +187,7 @@ class Editor(anywidget.AnyWidget):
             self._said = f"wrote {self._exports[what](self.session, self.out)}"
         except Exception as error:
             self._said, self._error = "", _words(error)
-        self._show()
+        self._push()
 
     # -- to the browser ------------------------------------------------------------------------------------------------
 
@@ -192,12 +195,17 @@ class Editor(anywidget.AnyWidget):
         """The session's news, on its worker: at most ten messages a second, the last one in any case (when it rests)."""
         working = self.session.status.working
         if frame is None and not working:
-            self._show()
+            self._push()
         elif working and time.monotonic() >= self._next:
             if self._follows and frame is not None:
                 self._go(frame)
-            self._show()
+            self._push()
             self._next = time.monotonic() + PACE
+
+    def _push(self, number: int | None = None) -> None:
+        """`_show` from a thread of our own, as if by the last callback: then Jupyter goes on bringing requests while a cell runs (it sends
+        them to the subshell that published last)."""
+        self._context.copy().run(self._show, number)
 
     def _show(self, number: int | None = None) -> None:
         """One message with all that changed. `number`: of the request that is answered."""
