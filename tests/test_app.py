@@ -282,6 +282,20 @@ def test_stop_ends_within_a_second_keeps_what_was_found_and_takes_back_what_wait
     assert len(room.session.frames) == 12
 
 
+def test_who_leaves_while_the_film_is_followed_ends_it(rooms, upload, tmp_path):
+    room = rooms.open("v", upload())
+    room.act(CLICK)
+    half, found = threading.Event(), []
+    room.session.listeners.append(lambda frame: half.set() if frame is not None and frame >= 3 else None)
+    run = threading.Thread(target=lambda: found.append(room.follow("forward", 1)))
+    run.start()
+    assert half.wait(30)
+    rooms.leave("v")
+    run.join()
+    assert found == [False] and len(room.session.frames) < 12
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
 def test_files_are_whole_and_named_after_the_film(rooms, upload):
     room = rooms.open("v", upload())
     room.act(CLICK)

@@ -81,7 +81,7 @@ def server(tmp_path_factory):
         yield f"http://127.0.0.1:{port}", folder
         assert str(root / "vosnb") not in (folder / "log").read_text(), (folder / "log").read_text()  # no traceback of ours
     finally:
-        process.send_signal(2)
+        process.terminate()
         process.wait(20)
     assert [p for p in folder.iterdir() if p.name.startswith("vosnb-app-")] == []  # nothing of the visitors is left
 

@@ -20,6 +20,7 @@ from PIL import Image
 from vosnb import Box, Clip, InputError, Point, Prompts, Session, propagate
 from vosnb.evaluate import jaccard
 from vosnb.strategies import Result, Score, register
+from vosnb.strategies.sam2 import SAM2
 from vosnb.synth import turbulence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,6 +114,15 @@ def test_every_direction_is_the_verbs(film, sitting, direction):
     session = sitting({5: {1: Point(*TOP)}, 7: {2: Point(*BOTTOM)}})
     assert np.array_equal(np.asarray(session.propagate(direction).result()), afresh(film, session))
     assert session.direction == direction
+
+
+@pytest.mark.parametrize("by", ["flow+refine-mask", "sam2+refine", SAM2(model=MODEL)])
+def test_so_is_every_strategy(film, sitting, by):
+    given = {} if by == SAM2(model=MODEL) else {"refine_model": MODEL}
+    session = sitting({0: {1: Point(*TOP)}}, by=by, **given, **({"model": MODEL} if by == "sam2+refine" else {}))
+    session.propagate().result()
+    session.add_point(4, 1, *BOTTOM)
+    assert np.array_equal(np.asarray(session.wait()), afresh(film, session))
 
 
 def test_forward_and_then_backward_is_both(film, sitting):
@@ -308,6 +318,8 @@ def test_what_goes_wrong_is_in_the_future_and_in_the_status_and_ends_there(film,
         session.propagate().result()
     assert session.status.error == "ZeroDivisionError: the network fell over" and not session.status.working
     assert session.frames == [0, 1, 2]
+    with pytest.raises(ZeroDivisionError, match="fell over"):
+        session.wait()
     assert session.add_point(9, 1, 20, 20).result().any() and session.status.error == ""
 
 

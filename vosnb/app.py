@@ -249,8 +249,8 @@ def serve(
                 time.sleep(30)
                 rooms.sweep()
         finally:
-            blocks.close()
             rooms.close()
+            blocks.close()
 
 
 def _check_free(host: str, port: int) -> None:

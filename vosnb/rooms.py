@@ -194,7 +194,8 @@ class Room:
             future.result()
 
     def follow(self, direction: str, number: float) -> bool:
-        """Propagates to the end, or until `stop`; whether it did: not where it was taken back while it waited."""
+        """Propagates to the end, or until `stop`; whether there is somebody to have it: not where it was taken back while it waited,
+        nor where the visitor has left meanwhile."""
         if number <= self.cancelled:
             return False
         self.following = number
@@ -205,7 +206,7 @@ class Room:
             future.result()
         finally:
             self.following = 0.0
-        return True
+        return not self.closed
 
     def stop(self, number: float) -> None:
         self.cancelled = max(number, self.cancelled)

@@ -17,7 +17,6 @@ frames, and the propagation goes on with it. Reading (`masks_at`, `confidence`, 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import threading
 import time
@@ -119,16 +118,17 @@ class Session:
             raise InputError(
                 "a clip of known length", "frames from an iterator", "save its frames first: clip.save_frames(folder)"
             )
-        self.by, self._named = by if isinstance(by, str) else type(by).__name__, isinstance(by, str)
-        self.strategy = get(by, **settings)
-        if isinstance(by, str) and hasattr(self.strategy, "heed"):
-            settings = {"heed": True, **settings}
-            self.strategy = get(by, **settings)
-        if getattr(self.strategy, "model", "none") is None:  # decided once, and written down
-            from .models import weights
+        self.by, self.strategy = by, get(by, **settings)
+        if isinstance(by, str):
+            first = getattr(self.strategy, "first", self.strategy)  # what is refined, or else all of it
+            if hasattr(first, "heed"):
+                settings = {"heed": True, **settings}
+            if getattr(first, "model", "none") is None:  # decided once, and written down
+                from .models import weights
 
-            self.strategy = dataclasses.replace(self.strategy, model=weights.default())
-        self.settings = {**settings, **({"model": self.strategy.model} if hasattr(self.strategy, "model") else {})}
+                settings = {**settings, "model": weights.default()}
+            self.strategy = get(by, **settings)
+        self.settings = settings
         self._remembering = _Remembering(self.strategy)
         self.file = Path(prompts) if isinstance(prompts, (str, Path)) else None
         if self.file is not None:
@@ -156,6 +156,7 @@ class Session:
         self._shown: dict[int, Shown] = {}
         self._scores_due = 0.0
         self._status = Status()
+        self._failure: Exception | None = None
         self.listeners: list[Callable[[int | None], Any]] = []
         """Called on the worker thread: with a frame whose masks changed, or with None when all that was asked for is done."""
         if self.prompts:
@@ -377,8 +378,8 @@ class Session:
     def wait(self) -> Masks:
         """The masks, when the worker has nothing to do any more; raises what went wrong. Not from a listener."""
         self._worker.submit(lambda: None).result()
-        if self.status.error:
-            raise RuntimeError(self.status.error)
+        if self._failure is not None:
+            raise self._failure
         return self.masks
 
     def close(self) -> None:
@@ -421,7 +422,7 @@ class Session:
 
     def _end(self, waiting: list[tuple[Future, Any]], error: Exception | None) -> None:
         said = "" if error is None else str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        self._status = Status(error=said)
+        self._status, self._failure = Status(error=said), error
         with self._disk:
             self._write_scores(0.0)
         for future, _ in waiting:
@@ -657,7 +658,7 @@ class Session:
         settings = {k: v if isinstance(v, (str, int, float, bool, type(None))) else UNSAID for k, v in self.settings.items()}
         return {
             "version": 1,
-            "by": self.by if self._named else UNSAID,
+            "by": self.by if isinstance(self.by, str) else UNSAID,
             "settings": settings,
             "clip": {
                 "source": str(Path(clip.source).resolve()) if isinstance(clip.source, Path) else clip.source,
