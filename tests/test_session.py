@@ -192,10 +192,10 @@ def test_a_click_beside_what_is_tracked_adds_to_it(film, sitting):
     assert jaccard(both == 1, (before == 1) | (film[1][5] == 2)) > 0.8
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_whatever_is_done_in_whatever_order_the_masks_are_those_of_the_prompts(film, sitting, seed):
     dice = random.Random(seed)
-    by = {"by": "flow"} if seed < 4 else {"by": "sam2long", "model": MODEL}
+    by = {"by": "flow"} if seed < 3 else {"by": "sam2long", "model": MODEL}
     session = sitting(states=dice.choice([1, 3, 128]), **by)
     steps = {
         "point": lambda: session.add_point(frame, obj, dice.randrange(W), dice.randrange(H), dice.choice([1, 1, 0])),

@@ -207,6 +207,11 @@ def test_what_is_wrong_is_said_in_the_status_line_and_loses_nothing(edit, reques
     assert editor.status["error"] == "" and painted(editor).any()
 
 
+def test_a_model_that_is_not_there_is_told_before_the_first_click(edit):
+    editor = edit(model="nowhere.pt", config="sam2.1_hiera_t")
+    until(lambda: "nowhere.pt" in editor.status["error"])
+
+
 def test_an_exception_in_the_model_shows_in_the_status_line(edit):
     editor = edit(by="slow", fails=2)
     ask(editor, point(10, 10), {"kind": "propagate", "direction": "forward"})

@@ -369,6 +369,17 @@ class Session:
         self._worker.submit(self._work)
         return future
 
+    def prepare(self) -> None:
+        """Loads the model on the worker, so that the first click does not wait for that; what is wrong with it shows in `status`."""
+
+        def load() -> None:
+            try:
+                self._remembering.tracker(self._shape, len(self.clip))
+            except Exception as error:
+                self._end([], error)
+
+        self._worker.submit(load)
+
     def stop(self) -> None:
         """Ends the propagation after the frame at hand. Masks so far are kept; `propagate` goes on from there."""
         with self._lock:

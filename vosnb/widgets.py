@@ -81,6 +81,7 @@ class Editor(anywidget.AnyWidget):
         self._show()
         self.observe(self._asked, "requests")
         session.listeners.append(self._changed)
+        session.prepare()
 
     def close(self) -> None:
         """Takes the editor off the page; the session goes on."""
