@@ -93,6 +93,11 @@ def test_the_same_click_gives_the_same_mask_on_the_page_as_in_a_cell(rooms, uplo
         assert np.array_equal(cell.propagate().result(), room.session.masks)
     by_verb = propagate(film, {0: {1: Point(73, 53)}}, "sam2", show_progress=False)
     assert np.array_equal(by_verb, room.session.masks)
+    for number, (x, y, label) in enumerate([(103, 60, 0), (193 - 4 * 5, 143, 1)], 2):  # corrections of the sixth frame
+        room.act({"do": "point", "frame": 5, "obj": 1, "x": x, "y": y, "label": label})
+        room.follow("forward", number)
+    with Session(film, room.session.prompts) as cell:
+        assert np.array_equal(cell.propagate().result(), room.session.masks)
     alone = segment(film[0], {1: Point(73, 53)}).labels  # the image model: nearly, as it is asked without a memory
     assert np.count_nonzero(alone != on_page) < 0.02 * np.count_nonzero(on_page)
 

@@ -379,7 +379,8 @@ class Rooms:
         if by not in STRATEGIES.values():
             raise InputError("a strategy among " + ", ".join(STRATEGIES.values()), repr(by), "choose one of these")
         known = {field.name for field in fields(get(by))}
-        return _InTurn(get(by, **{name: value for name, value in settings.items() if name in known}), self.turns)
+        asked = {"heed": True, **settings}  # corrections are heeded, as in every session that is told a strategy's name
+        return _InTurn(get(by, **{name: value for name, value in asked.items() if name in known}), self.turns)
 
     def leave(self, visitor: str) -> None:
         with self._lock:
