@@ -1,4 +1,4 @@
-# make demo · make test · make lab: each sets up what it needs; a second call starts in seconds.
+# make demo · make test · make lab · make app: each sets up what it needs; a second call starts in seconds.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
@@ -15,6 +15,9 @@ test: $(READY)
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks --MappingKernelManager.root_dir="$(CURDIR)" $(AS_ROOT)
 
+app: $(READY)
+	$(BIN)/vosnb app
+
 # torch first: sam2 is an sdist that looks at the installed torch while it builds.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; call: make PYTHON=python3.11" % v[:2])'
@@ -28,4 +31,4 @@ $(READY): pyproject.toml
 clean:
 	rm -rf .venv runs build *.egg-info
 
-.PHONY: demo test lab clean
+.PHONY: demo test lab app clean

@@ -187,6 +187,38 @@ def test_the_cache_is_used_again_and_bounded(videos, cache, monkeypatch):
     np.testing.assert_array_equal(clip[-2], list(clip)[-2])  # an open clip goes on
 
 
+def test_near_frames_do_not_wait_for_the_cache_that_another_thread_makes(videos, monkeypatch):
+    clip = Clip(videos("one_key.mp4"))
+    making, go_on, transcode = threading.Event(), threading.Event(), frames._transcode
+
+    def slowly(*arguments):
+        making.set()
+        assert go_on.wait(30)
+        transcode(*arguments)
+
+    monkeypatch.setattr(frames, "_transcode", slowly)
+    found = []
+    far = threading.Thread(target=lambda: found.append(clip[39]))
+    far.start()
+    assert making.wait(30)
+    assert np.array_equal(clip[3], list(clip[:4])[-1])
+    go_on.set()
+    far.join()
+    assert np.array_equal(found[0], list(clip)[39])
+
+
+@pytest.mark.parametrize("name", ["one_key.mp4", "no_times.avi"])
+def test_a_clip_that_forgets_leaves_nothing_in_the_cache_and_gives_the_same_frames(name, videos, cache):
+    clip = Clip(videos(name))
+    last = clip[len(clip) - 1]
+    assert list(cache.glob("*.mkv"))
+    clip.forget()
+    assert not list(cache.glob("*.mkv"))
+    assert np.array_equal(clip[0], next(iter(clip)))
+    assert np.array_equal(clip[len(clip) - 1], last) and np.array_equal(list(clip)[-1], last)
+    Clip(numbered(3)).forget()  # has nothing there
+
+
 def test_a_cache_that_cannot_be_written_says_so(videos, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("VOSNB_CACHE", str(tmp_path / "file"))

@@ -405,3 +405,21 @@ def test_writer_takes_a_copy(tmp_path):
             labels[0, 0] = t
             writer.write(str(t), labels)
     assert [int(frame[0, 0]) for frame in Masks(tmp_path / "m")] == list(range(8))
+
+
+def test_objects_that_overlap_are_kept_apart_and_the_lower_one_is_on_top(tmp_path):
+    one, two = np.zeros((2, 12, 16), bool)
+    one[2:8, 2:8], two[4:10, 4:12] = True, True
+    masks = Masks([{2: two, 1: one}, {}, {2: two}], shape=(12, 16), objects={1: {"name": "girl"}})
+    assert masks.ids == (1, 2) and np.array_equal(masks[0], np.where(one, 1, np.where(two, 2, 0)))
+    assert list(masks.layers(0)) == [1, 2] and np.array_equal(masks.layers(0)[2], two) and masks.layers(1) == {}
+    assert np.array_equal(masks[::-1].layers(0)[2], two)
+    saved = Masks(masks.save(tmp_path / "apart", per_object=True))
+    assert all(np.array_equal(saved.layers(0)[obj], mask) for obj, mask in {1: one, 2: two}.items()) and saved.layers(1) == {}
+    alone = masks.only([2])
+    assert alone.ids == (2,) and np.array_equal(alone[0] == 2, two) and alone.objects == {}
+    assert masks.only([1]).objects == {1: {"name": "girl"}}
+    with pytest.raises(InputError, match="the shape"):
+        Masks([{}])
+    with pytest.raises(InputError, match="label maps of shape"):
+        Masks([{1: one}, {1: one[1:]}])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vosnb.errors import InputError
 from vosnb.masks import Masks
-from vosnb.paint import davis_palette, overlay
+from vosnb.paint import davis_palette, layer, overlay
 from vosnb.prompts import Box, Point
 from vosnb.show import contact_sheet, plot_frames, plot_scores, show, side_by_side
 from vosnb.strategies import Score
@@ -24,6 +24,17 @@ def frame(height: int = 60, width: int = 90) -> np.ndarray:
 
 def rendered(figure) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(figure._repr_png_())).convert("RGB"))
+
+
+@pytest.mark.parametrize("obj, edged", [(1, True), (127, True), (128, False), (255, False)])
+def test_a_layer_is_a_translucent_indexed_png_with_opaque_edges(obj, edged):
+    labels = np.zeros((20, 30), np.uint8)
+    labels[5:15, 5:25] = obj
+    with Image.open(io.BytesIO(layer(labels, {obj: "#010203"}))) as image:
+        assert image.mode == "P"
+        shown = np.array(image.convert("RGBA"))
+    assert shown[10, 10].tolist() == [1, 2, 3, 115] and shown[5, 10].tolist() == [1, 2, 3, 255 if edged else 115]
+    assert not shown[labels == 0][:, 3].any()
 
 
 @given(

@@ -6,10 +6,12 @@ from types import ModuleType
 from typing import Any
 
 _HOME = {
+    "Editor": "widgets",
     "Box": "prompts", "Clip": "clip", "InputError": "errors", "Masks": "masks", "Point": "prompts", "Prompt": "prompts",
-    "Prompts": "prompts", "Propagation": "propagate", "Report": "evaluate", "compare": "compare", "contact_sheet": "show",
-    "dataset": "datasets", "evaluate": "evaluate", "extract": "extract", "measure": "measure", "overlay": "paint",
-    "propagate": "propagate", "refine": "refine", "segment": "segment", "show": "show", "stream": "propagate", "turbulence": "synth",
+    "Prompts": "prompts", "Propagation": "propagate", "Report": "evaluate", "Session": "session", "compare": "compare",
+    "contact_sheet": "show", "dataset": "datasets", "evaluate": "evaluate", "export": "export", "extract": "extract",
+    "measure": "measure", "overlay": "paint", "propagate": "propagate", "read_masks": "export", "refine": "refine",
+    "segment": "segment", "show": "show", "stream": "propagate", "turbulence": "synth",
 }  # fmt: skip
 
 __all__ = sorted(_HOME)

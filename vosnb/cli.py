@@ -213,6 +213,40 @@ def measure(
     run_measure(masks, out, pixel, unit, fps, gap, across, overwrite)
 
 
+@app.command()
+def export(
+    masks: Annotated[Path, typer.Argument(help="A folder of PNGs, or a COCO or YouTube-VIS JSON file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all; or, with one format of one file, that file.")],
+    as_: Annotated[
+        list[str],
+        typer.Option(
+            "--as", help="png, png-per-object, coco, youtube-vis, video, webm, cutout or csv; repeatable, or with commas."
+        ),
+    ],
+    clip: Annotated[
+        str | None, typer.Option(help="A video file or a folder of images: for video, webm, cutout and times.")
+    ] = None,
+    only: Annotated[list[int] | None, typer.Option("--object", help="Only this one; repeatable.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A prompts JSON file: names and colours of the objects.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Masks as other programs want them: PNGs, COCO and YouTube-VIS JSON, films, cut-outs, tables."""
+    from .export import FORMATS
+    from .export import export as verb
+    from .prompts import Prompts
+
+    formats = [name.strip() for text in as_ for name in text.split(",") if name.strip()]
+    for name in formats:
+        target = out if out.suffix else out / FORMATS[name].path if name in FORMATS else None
+        check_result(target, (), masks, clip, prompts)
+    if out.resolve().is_relative_to(masks.resolve()):
+        raise InputError("a place of its own for the result", f"{out}, which is or lies in {masks}", "choose another name")
+    objects = Prompts.load(prompts).objects if prompts else None
+    source = _clip(clip) if clip else None
+    for path in verb(masks, source, out, formats, ids=only or None, objects=objects, overwrite=overwrite).values():
+        print(path)
+
+
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def video(context: typer.Context) -> None:
     """Track through one video with the flags of SAM 2 and SAM2Long: --video_path --points x1 y1 … --num_pathway 3 …"""
@@ -357,6 +391,27 @@ def sweep(
     print(job.table(done.done).to_string(index=False))
     print(job.save_table(done.done, out / "table.csv"))
     raise typer.Exit(done.code)
+
+
+@app.command("app")
+def web(
+    host: Annotated[
+        str, typer.Option(help="127.0.0.1 is this machine alone; 0.0.0.0 lets everybody in who reaches it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port of the address.")] = 7860,
+    model: Annotated[
+        str | None, typer.Option(help="vosnb-mini-sam2 (default until a SAM 2.1 is fetched), sam2.1_hiera_tiny, …")
+    ] = None,
+    megabytes: Annotated[int, typer.Option(help="The largest upload.")] = 500,
+    frames: Annotated[int, typer.Option(help="The longest film.")] = 3000,
+    side: Annotated[int, typer.Option(help="The longest side of a film, in pixels.")] = 1920,
+    visitors: Annotated[int, typer.Option(help="How many at a time.")] = 8,
+) -> None:
+    """The web page: upload a video, click, follow, download. Ctrl-C ends it and removes its files."""
+    from .app import serve
+    from .rooms import Limits
+
+    serve(host, port, Limits(megabytes, frames, side, visitors), model)
 
 
 @app.command()

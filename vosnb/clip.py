@@ -157,6 +157,11 @@ class Clip:
         return self._reader.source
 
     @property
+    def taken(self) -> range:
+        """Which of the source's frames these are: range(0, 200), or another one in a slice."""
+        return self._known()
+
+    @property
     def window(self) -> tuple[float, float] | None:
         """The 16-bit values that became 0 and 255; None for 8-bit sources."""
         return self._reader.window
@@ -165,6 +170,10 @@ class Clip:
     def sha256(self) -> str | None:
         """Of the whole source, whatever the slice: a file's bytes; for images names and bytes; None for an iterator."""
         return self._reader.sha256()
+
+    def forget(self) -> None:
+        """Removes the source's frames from the cache on disk; the next request for a single frame makes it anew."""
+        self._reader.forget()
 
     def _known(self) -> range:
         len(self)  # a TypeError for an iterator

@@ -34,6 +34,7 @@ PACKAGES = {
     "ipykernel": "",
     "ipywidgets": "",
     "jupyterlab": "",
+    "gradio": "",
 }
 SAME = {"opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")}
 

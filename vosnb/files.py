@@ -8,23 +8,16 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 from .errors import InputError
 
 __all__ = [
-    "check_new",
-    "check_result",
-    "frame_numbers",
-    "missing",
-    "natural",
-    "pngs",
-    "replacing",
-    "replacing_folder",
+    "check_new", "check_result", "frame_numbers", "missing", "natural", "pngs", "replacing", "replacing_folder", "replacing_parts",
     "scratch",
-]
+]  # fmt: skip
 
 HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "host"
 _count = count()
@@ -154,6 +147,31 @@ def replacing_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def replacing_parts(folder: str | Path, parts: Sequence[str], overwrite: bool = False) -> Iterator[Path]:
+    """The same for `parts`, files and folders in a folder that may hold others: yields a folder to make them in; then they take their
+    places, all or, on failure, none. Those that are there already are refused unless `overwrite`."""
+    folder = Path(folder)
+    if there := [part for part in parts if (folder / part).exists() and not overwrite]:
+        raise InputError(
+            f"{folder} to be without {', '.join(there)}", "one with it", "choose another name, or say overwrite=True"
+        )
+    new = not folder.exists()
+    try:
+        with scratch(folder / "parts") as making, _told(folder):
+            _sweep(folder / "parts")
+            yield making
+            for part in parts:
+                if (folder / part).exists():
+                    os.replace(folder / part, making / f"old {part}")
+                os.replace(making / part, folder / part)
+    except BaseException:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 @contextmanager

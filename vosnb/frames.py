@@ -70,6 +70,9 @@ class Reader:
         """Of the source's bytes; None where they cannot be read twice."""
         return None
 
+    def forget(self) -> None:
+        """Removes what was kept on disk to make it quick."""
+
     def _begin(self, first: np.ndarray, window: tuple[float, float] | None, what: str) -> None:
         """Takes the size, and for 16 bits the window, from the first frame."""
         first = _pixels(first, what)
@@ -367,6 +370,7 @@ class Video(Reader):
         self._lock = threading.Lock()
         self._near: _Decoder | None = None  # into the file itself, for frames near a key frame
         self._cached: _Decoder | None = None  # into the cache
+        self._made: Path | None = None  # the file of the cache
         listed = _index(path)
         with closing(_Decoder(path, listed)) as decoder:
             first = list(islice(decoder.decoded, _CHECKED))
@@ -382,13 +386,19 @@ class Video(Reader):
 
     def frame(self, i: int) -> np.ndarray:
         with self._lock:
+            if self._cached is not None:
+                return self._shown(self._cached.read(i), i)
+            self._near = self._near or self._pass()
+            if self._near.distance(i) <= _NEAR:
+                return self._shown(self._near.read(i), i)
+        cached = self._cache(self._index)  # it may take a while, in which other threads get what is near
+        with self._lock:
             if self._cached is None:
-                self._near = self._near or self._pass()
-                if self._near.distance(i) <= _NEAR:
-                    return self._shown(self._near.read(i), i)
                 every = range(self.length)  # may be entered anywhere: it leaps to the key frame before
-                self._cached = _Decoder(self._cache(self._index), _Index(every, every), threads="SLICE")
+                self._cached = _Decoder(cached, _Index(every, every), threads="SLICE")
+            if self._near is not None:
                 self._near.close()
+                self._near = None
             return self._shown(self._cached.read(i), i)
 
     def frames(self, indices: range) -> Iterator[np.ndarray]:
@@ -406,6 +416,14 @@ class Video(Reader):
     def sha256(self) -> str:
         return _file_digest(self.source).hex()
 
+    def forget(self) -> None:
+        with self._lock:
+            for decoder in filter(None, (self._near, self._cached)):
+                decoder.close()
+            self._near = self._cached = None
+            if self._made is not None:
+                self._made.unlink(missing_ok=True)
+
     def _pass(self) -> _Decoder:
         return _Decoder(self._cache(None) if self._counted else self.source, self._index)
 
@@ -421,7 +439,7 @@ class Video(Reader):
 
         stat = self.source.stat()
         key = f"{self.source.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{av.__version__}"
-        path = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.mkv"
+        self._made = path = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.mkv"
         with _making:
             if path.exists():
                 os.utime(path)  # used just now: those unused for longest are deleted first

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 
 import numpy as np
-from PIL import ImageColor
+from PIL import Image, ImageColor
 
 from .errors import InputError
 from .prompts import check_id
 
-__all__ = ["Color", "brighter", "check_image", "davis_palette", "overlay", "with_colors"]
+__all__ = ["Color", "brighter", "check_image", "davis_palette", "layer", "overlay", "with_colors"]
 
 Color = str | tuple[int, int, int]  # a name or "#rrggbb", or (r, g, b) from 0 to 255
 
@@ -70,6 +71,23 @@ def overlay(
         edge = (cv2.erode(labels, element) != labels) | (cv2.dilate(labels, element) != labels)
         cv2.copyTo(cv2.applyColorMap(labels, brighter(palette)), (edge & (labels > 0)).astype(np.uint8), target)
     return result
+
+
+def layer(labels: np.ndarray, colors: Mapping[int, Color]) -> bytes:
+    """A label map (H, W) uint8 as an indexed PNG to lay over its frame: objects translucent, their edges opaque (where no id is above
+    127). A tenth of the size of an RGBA picture, and quicker by more."""
+    import cv2
+
+    palette, alpha = with_colors(colors), np.where(np.arange(256) > 0, 115, 0).astype(np.uint8)
+    if labels.max() < 128:
+        edge = (cv2.erode(labels, np.ones((3, 3), np.uint8)) != labels) & (labels > 0)
+        labels = labels + np.where(edge, np.uint8(128), np.uint8(0))
+        palette[128:], alpha[128:] = palette[:128], 255
+    image = Image.fromarray(labels)
+    image.putpalette(palette.tobytes())
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1, transparency=alpha.tobytes())
+    return file.getvalue()
 
 
 def brighter(palette: np.ndarray) -> np.ndarray:

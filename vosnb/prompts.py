@@ -169,12 +169,13 @@ class Prompt:
 class Prompts(Mapping[int, dict[int, Prompt]]):
     """All prompts of a clip: `prompts[frame][obj]` is a `Prompt`. Frozen; `with_prompt` and `without` make a changed copy.
 
-    `objects` maps an id to what is known of it (`name`, `color`), `video` holds what is known of the clip (name, sha256,
-    width, height, fps, frames). `Prompts.load(path)` and `save(path)` are exact inverses.
+    `objects` maps an id to what is known of it: `name`, `color`, and `begins`, the frame that it is followed from in both directions
+    where that is not its first prompted one (see `propagate`). `video` holds what is known of the clip (name, sha256, width,
+    height, fps, frames). `Prompts.load(path)` and `save(path)` are exact inverses.
     """
 
     prompts: Mapping[int, Any] = field(default_factory=dict)
-    objects: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    objects: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     video: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

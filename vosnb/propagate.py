@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import ChainMap, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .progress import progress
 from .prompts import Prompts
 from .strategies import Result, Strategy, Tracker, get
 
-__all__ = ["Propagation", "collect", "propagate", "stream"]
+__all__ = ["DIRECTIONS", "Propagation", "collect", "divided", "joined", "mirrored", "propagate", "stream"]
 
 DIRECTIONS = ("forward", "backward", "both")
 
@@ -56,8 +56,11 @@ def stream(
         raise InputError(
             "a clip of known length to go backward", "frames from an iterator", "save its frames first: clip.save_frames"
         )
-    passes = {"forward": _forward, "backward": _backward, "both": _both}
-    return ((t, _without(result, aux)) for t, result in passes[direction](clip, prompts, strategy))
+    if direction == "both":
+        found = _both(clip, prompts, strategy)
+    else:
+        found = {"forward": _forward, "backward": _backward}[direction](clip, divided(prompts, direction)[direction], strategy)
+    return ((t, _without(result, aux)) for t, result in found)
 
 
 def propagate(
@@ -118,21 +121,37 @@ class Propagation:
         for t, result in run: …                      # from the first frame that this changes
 
     The state before every `keep`-th frame is kept: 0, the default, keeps none and memory flat; 1 goes back to any frame at once, at
-    the price of a memory per frame and object (0.5 MB at full size). Everything else as in `stream`.
+    the price of a memory per frame and object (0.5 MB at full size). Beyond `most` states, every other one is dropped. Everything
+    else as in `stream`.
     """
 
     def __init__(
-        self, clip: Clip, prompts: Prompts | Mapping[int, Any], by: str | Strategy = "flow", *, keep: int = 0, **settings: Any
+        self,
+        clip: Clip,
+        prompts: Prompts | Mapping[int, Any],
+        by: str | Strategy = "flow",
+        *,
+        keep: int = 0,
+        most: int | None = None,
+        **settings: Any,
     ):
         self.clip = clip if isinstance(clip, Clip) else Clip(clip)
-        self.prompts = Prompts.of(prompts)
-        self.prompts.check(self.clip.length, self.clip.height, self.clip.width)
-        self.strategy, self.keep = get(by, **settings), keep
-        self.first = self.next = self.reported = min(self.prompts)  # frames: begun at, to be read, to be reported
+        self.strategy, self.keep, self.most = get(by, **settings), keep, most
+        self._begin(self._checked(prompts))
+
+    def _begin(self, prompts: Prompts) -> None:
+        self.prompts = prompts
+        self.first = self.next = self.reported = min(prompts)  # frames: begun at, to be read, to be reported
         self.tracker = self.strategy.tracker((self.clip.height, self.clip.width), self.clip.length)
+        # states before these frames; those after `next` are of the prompts before the last change
         self._kept: dict[int, tuple[Tracker, int]] = {}
         self._ready: deque[Result] = deque()  # final, and not taken yet: a loop may be left between two of them
         self._finished = False
+
+    def _checked(self, prompts: Prompts | Mapping[int, Any]) -> Prompts:
+        prompts = Prompts.of(prompts)
+        prompts.check(self.clip.length, self.clip.height, self.clip.width)
+        return prompts
 
     def __iter__(self) -> Iterator[tuple[int, Result]]:
         yield from self._reports()
@@ -140,7 +159,7 @@ class Propagation:
             return
         for image in self.clip[self.next :]:
             if self.keep and (self.next - self.first) % self.keep == 0:
-                self._kept[self.next] = self.tracker.fork(), self.reported
+                self._keep_state()
             self._ready.extend(self.tracker.step(image, self.prompts.get(self.next, {})))
             self.next += 1
             yield from self._reports()
@@ -157,17 +176,28 @@ class Propagation:
             self.reported += 1
             yield self.reported - 1, self._ready.popleft()
 
-    def correct(self, frame: int, given: Mapping[int, Any]) -> int:
-        """Adds prompts {object: prompt} on a frame, in place of what these objects had there, and goes back to it.
+    def _keep_state(self) -> None:
+        self._kept[self.next] = self.tracker.fork(), self.reported
+        if self.most and len(self._kept) > self.most:
+            self.keep *= 2
+            self._kept = {t: state for t, state in self._kept.items() if (t - self.first) % self.keep == 0}
 
-        Returns the first frame that the next loop reports; results from there on are void. `InputError` without a kept state at or
-        before the frame.
+    def correct(self, frame: int, given: Mapping[int, Any]) -> int:
+        """Adds prompts {object: prompt} on a frame, in place of what these objects had there; then as `revise`."""
+        prompts = {**self.prompts, frame: {**self.prompts.get(frame, {}), **given}}
+        return self.revise(Prompts(prompts, self.prompts.objects, self.prompts.video))
+
+    def revise(self, prompts: Prompts | Mapping[int, Any]) -> int:
+        """Takes `prompts` in place of all those given so far, and goes back to the first frame where they differ.
+
+        Returns the first frame that the next loop reports; results from there on are void. Where the first prompted frame is another
+        one than before, everything begins anew. `InputError` without a kept state at or before the frame to go back to.
         """
-        prompts = Prompts(
-            {**self.prompts, frame: {**self.prompts.get(frame, {}), **given}}, self.prompts.objects, self.prompts.video
-        )
-        prompts.check(self.clip.length, self.clip.height, self.clip.width)
-        if frame < self.next:
+        prompts = self._checked(prompts)
+        frame = min((t for t in {*self.prompts, *prompts} if self.prompts.get(t) != prompts.get(t)), default=self.next)
+        if min(prompts) != self.first:
+            self._begin(prompts)
+        elif frame < self.next:
             states = [t for t in self._kept if t <= frame]
             if not states:
                 raise InputError(
@@ -177,9 +207,52 @@ class Propagation:
             kept, self.reported = self._kept[self.next]
             self.tracker, self._finished = kept.fork(), False
             self._ready.clear()
-            self._kept = {t: state for t, state in self._kept.items() if t < self.next}
         self.prompts = prompts
         return self.reported
+
+    def look(self, frame: int) -> Result | None:
+        """The frame with the prompts as they are now, from the state kept before it; None without one near enough. Changes nothing.
+
+        It is what a loop reports there, but for what is open between hypotheses: that is decided for the best one so far.
+        """
+        near = [t for t in self._kept if frame - max(self.keep, 1) < t <= frame]
+        if frame == self.next:
+            start, tracker = frame, self.tracker.fork()
+        elif near:
+            start = max(near)
+            tracker = self._kept[start][0].fork()
+        else:
+            return None
+        results: list[Result] = []
+        for t in range(start, frame + 1):
+            results = list(tracker.step(self.clip[t], self.prompts.get(t, {})))
+        return (results + list(tracker.finish()))[-1]
+
+
+def divided(prompts: Prompts, direction: str) -> dict[str, Prompts]:
+    """What of the prompts each pass is given: {"forward": …}, {"backward": …}, or both; a pass without prompts is left out.
+
+    Where `prompts.objects` says that an object `begins` on a frame where it has a prompt, it is followed from there, whatever the
+    direction. Else it is from its first prompt, and in a pass that only goes backward from its last.
+    """
+    first = {obj: t for t in sorted(prompts, reverse=True) for obj in prompts[t]}
+    begins = {obj: about["begins"] for obj, about in prompts.objects.items() if obj in prompts.get(about.get("begins", -1), {})}
+    last = {**first, **begins} if direction == "both" else begins
+
+    def those(wanted: Callable[[int, int], bool]) -> Prompts:
+        given = {t: {obj: p for obj, p in prompts[t].items() if wanted(t, obj)} for t in prompts}
+        return Prompts(given, prompts.objects, prompts.video)
+
+    passes = {
+        "forward": those(lambda t, obj: direction != "backward" and t >= begins.get(obj, t)),
+        "backward": those(lambda t, obj: direction != "forward" and t <= last.get(obj, t)),
+    }
+    return {name: given for name, given in passes.items() if given}
+
+
+def mirrored(prompts: Prompts, frames: int) -> Prompts:
+    """The same prompts for the reversed clip of that many frames."""
+    return Prompts({frames - 1 - t: given for t, given in prompts.items()})
 
 
 def _forward(clip: Clip, prompts: Prompts, strategy: Strategy) -> Iterator[tuple[int, Result]]:
@@ -190,10 +263,8 @@ def _forward(clip: Clip, prompts: Prompts, strategy: Strategy) -> Iterator[tuple
 
 
 def _backward(clip: Clip, prompts: Prompts, strategy: Strategy) -> Iterator[tuple[int, Result]]:
-    last = len(clip) - 1
-    mirrored = Prompts({last - t: given for t, given in prompts.items()})
-    for t, result in _forward(clip[::-1], mirrored, strategy):
-        yield last - t, result
+    for t, result in _forward(clip[::-1], mirrored(prompts, len(clip)), strategy):
+        yield len(clip) - 1 - t, result
 
 
 def _both(clip: Clip, prompts: Prompts, strategy: Strategy) -> Iterator[tuple[int, Result]]:
@@ -201,34 +272,36 @@ def _both(clip: Clip, prompts: Prompts, strategy: Strategy) -> Iterator[tuple[in
 
     In the label map, objects that have begun win over those that have not.
     """
-    firsts: dict[int, dict] = {}
-    for t, given in prompts.items():
-        new = {obj: p for obj, p in given.items() if not any(obj in seen for seen in firsts.values())}
-        firsts.update({t: new} if new else {})
-    latest, shape = max(firsts), (clip.height, clip.width)
+    passes = divided(prompts, "both")
+    latest, shape = max(passes["backward"]), (clip.height, clip.width)
     earlier = {
         t: (Masks.pack(r.labels), {o: np.packbits(m) for o, m in r.masks().items()}, r.scores)
-        for t, r in _backward(clip, Prompts(firsts), strategy)  # the whole clip: a strategy may ask how long it is
+        for t, r in _backward(clip, passes["backward"], strategy)  # the whole clip: a strategy may ask how long it is
         if t <= latest
     }
     begun: set[int] = set()
-    for t, result in _forward(clip, prompts, strategy):
-        begun |= set(prompts.get(t, {}))
+    for t, result in _forward(clip, passes["forward"], strategy):
+        begun |= set(passes["forward"].get(t, {}))
         if t in earlier:
             packed, masks, scores = earlier.pop(t)
             before = Masks.unpack(packed, shape)
-            before[np.isin(before, list(begun))] = 0
             old = {
                 o: np.unpackbits(m, count=before.size).reshape(shape) * np.float32(2) - 1
                 for o, m in masks.items()
                 if o not in begun
             }
             result = Result(
-                np.where(result.labels > 0, result.labels, before),
+                joined(result.labels, before, begun),
                 {**{o: score for o, score in scores.items() if o in old}, **result.scores},
                 ChainMap(old, result.logits or {o: np.where(result.labels == o, np.float32(1), np.float32(-1)) for o in begun}),
             )
         yield t, result
+
+
+def joined(forward: np.ndarray, backward: np.ndarray, begun: Collection[int]) -> np.ndarray:
+    """Label maps (H, W) of a frame from both passes: objects that have `begun` are the forward pass's, and win."""
+    earlier = np.where(np.isin(backward, list(begun)), np.uint8(0), backward)
+    return np.where(forward > 0, forward, earlier)
 
 
 def _nothing(clip: Clip) -> Result:

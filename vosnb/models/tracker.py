@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,7 +24,7 @@ from ..prompts import Prompt
 from ..strategies import Hypothesis, Result, Score
 from ..tree import Node, Pathway, settled
 from .device import inference, precision
-from .sam2 import Features, Sam2
+from .sam2 import Answer, Features, Sam2
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,9 @@ class PathwayTracker:
         o = self.objects.get(obj)
         earlier = None if seen is None else self.model.filled(self.logits[o.pathways[0].open[-1]])[None, None]
         answer = self.model.prompt(features, prompt, self.shape, seen, earlier)
+        overruled = False
+        if self.strategy.heed and earlier is not None:
+            answer, overruled = self._heeded(features, prompt, seen, earlier, answer)
         iou, present, *sums = torch.stack(
             [answer.iou[0], answer.present[0], answer.logits.sum(), answer.pointer.sum()]
         ).tolist()
@@ -214,11 +217,31 @@ class PathwayTracker:
         if o is None:
             o = self.objects[obj] = Tracked((), [Pathway(0.0, (), ())], self.t, self.t)
         best = o.pathways[0]
-        kept = tuple(n for n in best.memory if n.frame != self.t)
+        kept = () if overruled else tuple(n for n in best.memory if n.frame != self.t)
         earlier_open = tuple(n for n in best.open if n.frame != self.t)
-        o.anchors, o.prompted = (*o.anchors, node), self.t
+        o.anchors, o.prompted = ((node,) if overruled else (*o.anchors, node)), self.t
         o.pathways = [Pathway(0.0, kept, (*earlier_open, node))]
         o.scores[self.t] = [Hypothesis(0, 0, iou, present, 0.0)], None
+
+    def _heeded(
+        self, features: Features, prompt: Prompt, seen: torch.Tensor, earlier: torch.Tensor, answer: Answer
+    ) -> tuple[Answer, bool]:
+        """The answer, and whether tracking was overruled, because its `earlier` mask made the answer contradict what was said.
+
+        Where a box or a background point denies that mask, the object begins anew: no memories, no earlier prompts. Else it is put
+        again without the mask, then without the memories too, and what it finds is added to the mask. Background points alone say
+        nothing without the mask that they are to be cut from.
+        """
+        if _agreement(answer.logits, prompt, self.shape) == 1 or not (prompt.box or any(p.label for p in prompt.points)):
+            return answer, False
+        denied = prompt.box is not None or any(
+            _agreement(earlier, Prompt((p,)), self.shape) < 1 for p in prompt.points if not p.label
+        )
+        tries = [answer, *(self.model.prompt(features, prompt, self.shape, s) for s in ([None] if denied else [seen, None]))]
+        best = max(tries, key=lambda a: _agreement(a.logits, prompt, self.shape))
+        if denied or best is answer:
+            return best, best is not answer
+        return replace(best, logits=torch.maximum(best.logits, earlier)), False
 
     def _check(self, *numbers: float) -> None:
         if not all(map(math.isfinite, numbers)):
@@ -301,6 +324,22 @@ def _disagreement(masks: list[torch.Tensor]) -> torch.Tensor:
         union = (best | other).sum()
         ious.append(torch.where(union > 0, (best & other).sum() / union.clamp(min=1), 1.0))
     return 1 - torch.stack(ious).mean()
+
+
+def _agreement(logits: torch.Tensor, prompt: Prompt, shape: tuple[int, int]) -> float:
+    """The share of a prompt's points that a mask (1, 1, Q, Q) puts on the right side; of a box, whether it is about the mask's own."""
+    side, (height, width) = logits.shape[-1], shape
+    found = (logits[0, 0] > 0).cpu().numpy()
+    right = [found[int(p.y / height * side), int(p.x / width * side)] == bool(p.label) for p in prompt.points]
+    if prompt.box is not None:
+        (rows,), (columns,) = (np.nonzero(found.any(axis)) for axis in (1, 0))
+        x0, y0, x1, y1 = np.array(prompt.box.xyxy) * (side / width, side / height, side / width, side / height)
+        right.append(False)
+        if len(rows):
+            inside = max(0, min(x1, columns[-1] + 1) - max(x0, columns[0])) * max(0, min(y1, rows[-1] + 1) - max(y0, rows[0]))
+            both = (x1 - x0) * (y1 - y0) + (columns[-1] + 1 - columns[0]) * (rows[-1] + 1 - rows[0]) - inside
+            right[-1] = inside > both / 2
+    return sum(right) / len(right) if right else 1.0
 
 
 def _only_mask(prompt: Prompt) -> bool:

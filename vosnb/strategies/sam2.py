@@ -35,7 +35,8 @@ class SAM2:
     """`model`: a checkpoint's name, a file (then `config` names its .yaml) or a loaded `models.sam2.Sam2`; None is the largest SAM 2.1
     that was fetched, or else `vosnb-mini-sam2`, for vosnb's own scenes only. `image_size`: side of the model's input (None: as
     trained); `score_thresh`: mask logits above it are the object; `postprocess`, `compile`: see `Sam2`; `lag`: frames after which
-    open hypotheses are decided for the best one (None: wait until they agree, which is exact)."""
+    open hypotheses are decided for the best one (None: wait until they agree, which is exact); `heed`: clicks that correct a tracked frame
+    and that the mask found there overrules are put again without that mask and, if need be, without the memories (SAM 2 does not)."""
 
     model: Any = None
     config: str | None = None
@@ -45,6 +46,7 @@ class SAM2:
     postprocess: bool = False
     compile: bool = False
     lag: int | None = None
+    heed: bool = False
 
     @property
     def pathways(self) -> int:
