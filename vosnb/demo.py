@@ -109,7 +109,7 @@ def _notebooks(dyes: Scene, hidden: Scene) -> dict[str, dict[str, Any]]:
             "first_model": MODEL,
             "model": XMEM,
             "truth": _truth(dyes),
-            "frames": 60,
+            "frames": 40,
         },
         "04_sam_frame_to_frame": {**shared, "truth": _truth(dyes), "frames": 60},
         "06_pathways": {**shared, "clip": _images(hidden), "prompts": f"data/prompts/{hidden.name}.json"},
