@@ -1,7 +1,8 @@
 """XMem's network (Cheng & Schwing, "XMem: Long-Term Video Object Segmentation with an Atkinson-Shiffrin Memory Model", ECCV 2022) as pure
 functions: encode a frame, remember masks on it, decode what the memory says. Weights are held here, state is the caller's.
 
-The modules carry the names of the official checkpoints, which load as they are. The convolutions over what all objects share and
+The modules carry the names of the official checkpoints, which load as they are. What a convolution gives is changed in place, which no
+gradient needs and saves memory's time. The convolutions over what all objects share and
 what each has of its own are computed in two halves, the shared one once. Dimensions:
 
     n   objects                    H, W  size of the network's input, multiples of 16     h, w  H / 16, W / 16
@@ -121,10 +122,10 @@ class Block(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inside, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu_()))
         if self.deep:
-            y = self.bn3(self.conv3(F.relu(y)))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+            y = self.bn3(self.conv3(y.relu_()))
+        return y.add_(x if self.downsample is None else self.downsample(x)).relu_()
 
 
 def _stage(inside: int, blocks: int, width: int, stride: int, factor: int | None = None) -> nn.Sequential:
@@ -144,7 +145,7 @@ class KeyEncoder(nn.Module):
             inside = width * a.bottleneck
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        f4 = self.res2(F.max_pool2d(F.relu(self.bn1(self.conv1(image))), 3, 2, 1))
+        f4 = self.res2(F.max_pool2d(self.bn1(self.conv1(image)).relu_(), 3, 2, 1))
         f8 = self.layer2(f4)
         return f4, f8, self.layer3(f8)
 
@@ -193,7 +194,7 @@ class Halves(nn.Module):
         self.common.bias = conv.bias
 
     def forward(self, shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        return self.common(shared) + self.own(own)
+        return self.own(own).add_(self.common(shared))
 
 
 class Residual(nn.Module):
@@ -205,8 +206,8 @@ class Residual(nn.Module):
         self.conv1, self.conv2 = nn.Conv2d(inside, out, 3, padding=1), nn.Conv2d(out, out, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.conv2(F.relu(self.conv1(F.relu(x))))
-        return y + (x if self.downsample is None else self.downsample(x))
+        y = self.conv2(self.conv1(F.relu(x)).relu_())
+        return y.add_(x if self.downsample is None else self.downsample(x))
 
 
 class SharedResidual(nn.Module):
@@ -219,7 +220,7 @@ class SharedResidual(nn.Module):
 
     def forward(self, shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         y = self.conv1(F.relu(shared), F.relu(own))
-        return self.conv2(F.relu(y)) + self.downsample(shared, own)
+        return self.conv2(y.relu_()).add_(self.downsample(shared, own))
 
 
 class ChannelGate(nn.Module):
@@ -264,7 +265,7 @@ class Fuser(nn.Module):
 
     def forward(self, shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         x = self.block1(shared, own)
-        return self.block2(x + self.attention(x))
+        return self.block2(self.attention(x).add_(x))
 
 
 class Gates(nn.Module):
@@ -322,7 +323,7 @@ class Up(nn.Module):
         self.out_conv = Residual(inside, out)
 
     def forward(self, skip: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        return self.out_conv(self.skip_conv(skip) + _larger(g, 2))
+        return self.out_conv(_larger(g, 2).add_(self.skip_conv(skip)))
 
 
 class Decoder(nn.Module):
