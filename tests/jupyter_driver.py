@@ -105,12 +105,12 @@ def end_kernels(server: str) -> None:
 
 
 class Driven:
-    """A page with an editor in it, once the first frame is painted."""
+    """A page with an editor in it, once the first frame is painted and the kernel has answered."""
 
     def __init__(self, page):
         self.page, self.root = page, page.locator(".vosnb")
         try:
-            page.wait_for_selector(".vosnb[data-frame]", timeout=60_000)
+            page.wait_for_selector(".vosnb[data-frame]:not([data-reply='0'])", timeout=60_000)
         except TimeoutError:
             self.keep("nothing-painted")
             raise

@@ -18,6 +18,7 @@ frames, and the propagation goes on with it. Reading (`masks_at`, `confidence`, 
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -118,6 +119,9 @@ class Session:
             raise InputError(
                 "a clip of known length", "frames from an iterator", "save its frames first: clip.save_frames(folder)"
             )
+        # Torch's threads are to sleep while they wait for each other, not to spin: where something else wants the processor, such as the
+        # browser, spinning made a click 20 to 70 times slower. It is read when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self.by, self.strategy = by, get(by, **settings)
         if isinstance(by, str):
             first = getattr(self.strategy, "first", self.strategy)  # what is refined, or else all of it

@@ -14,7 +14,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import cv2
 import traitlets
 
 from .errors import InputError
+from .export import FORMATS, export
 from .paint import layer, overlay
 from .prompts import Box, Prompt
 from .session import Session
@@ -74,7 +74,6 @@ class Editor(anywidget.AnyWidget):
         self._jpegs: OrderedDict[int, bytes] = OrderedDict()
         self._context = contextvars.copy_context()
         self._lock = threading.RLock()
-        self._exports = _exports()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="vosnb-export")
         super().__init__()
         self._go(min(session.prompts, default=0))
@@ -176,8 +175,8 @@ class Editor(anywidget.AnyWidget):
 
     def _export(self, request: Mapping[str, Any]) -> None:
         what = request["what"]
-        if what not in self._exports:
-            raise InputError("an export among " + ", ".join(self._exports), repr(what), "choose one of these")
+        if what not in EXPORTS:
+            raise InputError("an export among " + ", ".join(EXPORTS), repr(what), "choose one of these")
         if not self.session.frames:
             raise InputError("masks to export", "none yet", "click on an object, and propagate")
         self._said = f"writing {what} …"
@@ -185,7 +184,7 @@ class Editor(anywidget.AnyWidget):
 
     def _write(self, what: str) -> None:
         try:
-            self._said = f"wrote {self._exports[what](self.session, self.out)}"
+            self._said = f"wrote {EXPORTS[what](self.session, self.out)}"
         except Exception as error:
             self._said, self._error = "", _words(error)
         self._push()
@@ -220,7 +219,7 @@ class Editor(anywidget.AnyWidget):
                 self.view = self._view()
                 self.status = {
                     "working": status.working, "direction": status.direction, "done": status.done, "total": status.total,
-                    "error": self._error or status.error, "said": self._said, "exports": list(self._exports),
+                    "error": self._error or status.error, "said": self._said, "exports": list(EXPORTS),
                 }  # fmt: skip
                 self.reply_to = max(self.reply_to, number or 0)
                 self.tick += 1
@@ -286,22 +285,11 @@ def _words(error: BaseException) -> str:
     return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
 
 
-def _exports() -> dict[str, Callable[[Session, Path], Path]]:
-    """What the editor can write: the session, and whatever `export` knows, where it is installed."""
-    found: dict[str, Callable[[Session, Path], Path]] = {
-        "session": lambda session, out: session.save(out / "session", overwrite=True),
-    }
-    if find_spec("vosnb.export"):
-        from .export import FORMATS, export
+def _write(kind: str, session: Session, out: Path) -> Path:
+    return export(session.masks, session.clip, out, kind, overwrite=True, show_progress=False)[kind]
 
-        def write(kind: str, session: Session, out: Path) -> Path:
-            return export(session.masks, session.clip, out, kind, overwrite=True, show_progress=False)[kind]
 
-        return {**{kind: partial(write, kind) for kind in FORMATS}, **found}
-    return {
-        "png": lambda session, out: session.masks.save(out / "masks", overwrite=True),
-        "video": lambda session, out: session.masks.video(
-            session.clip, out / "overlay.mp4", colors=session.colors, overwrite=True
-        ),
-        **found,
-    }
+EXPORTS: dict[str, Callable[[Session, Path], Path]] = {
+    **{kind: partial(_write, kind) for kind in FORMATS},
+    "session": lambda session, out: session.save(out / "session", overwrite=True),
+}
