@@ -120,10 +120,13 @@ def test_frame_to_frame_saves_masks_and_a_report_of_the_frames_asked_for(execute
 def test_a_comparison_is_kept_as_a_page_with_its_tables(executed):
     out = executed(named("07_compare"))
     report = json.loads((out / "report.json").read_text())
-    assert list(report["strategies"]) == ["flow", "sam", "sam2", "sam2long"] and report["strategies"]["flow"]["J"] > 0.5
+    assert (
+        list(report["strategies"]) == ["flow", "sam", "sam2", "sam2long", "xmem", "xmem+refine"]
+        and report["strategies"]["flow"]["J"] > 0.5
+    )
     assert {"index.html", "comparison.csv", "side_by_side.mp4"} <= {path.name for path in out.iterdir()}
 
 
 def test_measures_are_kept_as_tables(executed):
     text = (executed(named("09_measure")) / "measures" / "objects.csv").read_text()
-    assert text.startswith("# lengths in mm") and text.count("flow+refine") == 2 * 4
+    assert text.startswith("# lengths in mm") and text.count("\nxmem,") == 2 * 4
