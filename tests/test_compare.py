@@ -15,6 +15,7 @@ from vosnb.clip import Clip
 from vosnb.compare import compare
 from vosnb.errors import InputError
 from vosnb.masks import Masks
+from vosnb.models import weights
 from vosnb.strategies import Result
 
 calls = count()
@@ -27,6 +28,16 @@ class Wander:
     off: int = 0
     after: int = 0
     broken: bool = False
+
+    def tracker(self, shape, frames):
+        return _Wandering(self)
+
+
+@dataclass(frozen=True)
+class Modelled(Wander):
+    """One that has a model, named or not."""
+
+    model: str | None = None
 
     def tracker(self, shape, frames):
         return _Wandering(self)
@@ -146,7 +157,8 @@ def test_settings_of_a_strategy_hold_for_its_refinement_too(moving):
             moving[0], {0: moving[1][0]}, ["flow", "flow+refine"], **{**asked, "settings": {"flow+refine": {"refine_x": 1}}}
         )
     about = compare(moving[0][:2], {0: moving[1][0]}, ["flow", "flow+refine"], **asked).about["strategies"]
-    assert "tolerance=3.0" in about["flow"] and "tolerance=3.0" in about["flow+refine"] and "'box'" in about["flow+refine"]
+    assert about["flow"]["tolerance"] == 3.0 and about["flow+refine"]["first"]["tolerance"] == 3.0
+    assert about["flow+refine"]["prompt"] == "box"
 
 
 @pytest.mark.parametrize(
@@ -172,3 +184,44 @@ def test_what_cannot_be_compared_is_refused_before_the_first_frame(moving, monke
 def test_frames_from_an_iterator_are_refused(moving):
     with pytest.raises(InputError, match="a clip of known length"):
         compare(Clip(iter(moving[0])), {0: moving[1][0]}, ["wander"])
+
+
+def test_masks_of_another_checkpoint_are_not_taken_for_this_ones(moving, tmp_path, monkeypatch):
+    """Also where no model is named, and the default becomes another one."""
+    names = iter(["one", "two"])
+    monkeypatch.setattr(weights, "default", lambda family="sam2": next(names))
+    hashes = {"one": "1" * 64, "two": "2" * 64}
+    monkeypatch.setattr("vosnb.provenance.checkpoint", lambda model: {"sha256": hashes[model]} if model in hashes else None)
+    before = next(calls)
+    first, second = (
+        compare(moving[0], {0: moving[1][0]}, {"wander": Modelled()}, out=tmp_path, show_progress=False) for _ in range(2)
+    )
+    assert first.about["strategies"]["wander"]["model"] == "one" and second.about["strategies"]["wander"]["model"] == "two"
+    assert second.about["strategies"]["wander"]["checkpoint"] == {"sha256": "2" * 64}
+    assert next(calls) - before - 1 == 2 * len(moving[0])  # frames
+
+
+def test_damaged_results_are_made_anew_and_others_masks_are_left_alone(moving, tmp_path):
+    def run(out):
+        return compare(moving[0], {0: moving[1][0]}, ["flow"], out=out, show_progress=False)
+
+    whole = np.asarray(run(tmp_path / "a").runs["flow"].masks)
+    folder = tmp_path / "a" / "masks" / "flow"
+    sorted(folder.glob("*.png"))[3].unlink()
+    assert np.array_equal(np.asarray(run(tmp_path / "a").runs["flow"].masks), whole)
+    (tmp_path / "a" / "masks" / "flow.json").write_text("{")
+    assert np.array_equal(np.asarray(run(tmp_path / "a").runs["flow"].masks), whole)
+    mine = tmp_path / "b" / "masks" / "flow" / "mine.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(InputError, match="of an earlier comparison"):
+        run(tmp_path / "b")
+    assert mine.read_bytes() == b"mine"
+
+
+def test_memory_is_a_strategys_own_whatever_ran_before(moving):
+    wide = np.concatenate([np.asarray(moving[0])] * 3, axis=2)
+    labels = np.concatenate([moving[1][0]] * 3, axis=1)
+    alone = compare(wide, {0: labels}, ["flow"], show_progress=False).runs["flow"].memory
+    beside = compare(wide, {0: labels}, ["sam2", "flow"], settings={"sam2": {"model": weights.SMALL}}, show_progress=False).runs
+    assert abs(beside["flow"].memory - alone) < 40 and beside["sam2"].memory < 300

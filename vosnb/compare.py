@@ -4,6 +4,7 @@ disagree, which takes no ground truth. Agreement is not accuracy: all may be wro
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
 import html
@@ -13,7 +14,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
@@ -30,6 +32,7 @@ from .masks import Masks
 from .progress import progress
 from .prompts import Prompts
 from .propagate import collect, stream
+from .provenance import described, settled
 from .strategies import Strategy, get
 
 if TYPE_CHECKING:
@@ -41,12 +44,13 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "Run", "compare"]
 
 PAGE = "<title>vosnb compare</title>"
+MARK = ".comparison"  # in the folder of the masks: they are ours to replace
 
 
 @dataclass(frozen=True)
 class Run:
-    """One strategy on the clip. `seconds` per frame, reading included and loading the model not; `memory`: MB by which the process grew
-    at most since the comparison began (what earlier runs left is in it); `gpu`: MB of the device at most, NaN without one."""
+    """One strategy on the clip. `seconds` per frame, reading included and loading the model not; `memory`: MB that it needed at most while
+    it ran, beside its loaded model; `gpu`: MB of the device at most, NaN without one."""
 
     masks: Masks
     seconds: float
@@ -213,7 +217,7 @@ class Comparison:
                 run.masks.save(folder / "masks" / _file(name), overwrite=True)
         self.video(folder / "side_by_side.mp4", colors=colors)
         for name, content in {
-            "report.json": json.dumps(self.as_dict(), indent=1).encode(),
+            "report.json": json.dumps(self.as_dict(), indent=1, default=repr).encode(),
             "comparison.csv": self.table().to_csv().encode(),
             "contact_sheet.png": png(self.contact_sheet(colors=colors)),
             "over_time.png": self.plot()._repr_png_(),
@@ -270,30 +274,30 @@ def compare(
     truth = truth if truth is None or isinstance(truth, Masks) else Masks(truth)
     if truth is not None and truth.shape != (len(clip), clip.height, clip.width):
         raise InputError(f"truth of {len(clip)} frames of {clip.width}×{clip.height}", repr(truth), "give that of this clip")
-    chosen = _strategies(by, settings or {})
+    chosen = {name: settled(strategy) for name, strategy in _strategies(by, settings or {}).items()}
     ids, skip = tuple(sorted(set(prompts.ids) - set(aux))), frozenset(prompts)
     if not ids or len(skip) == len(clip):
         asked = f"prompts of {list(prompts.ids)} on {len(skip)} of {len(clip)} frames, aux {list(aux)}"
         raise InputError("an object to compare on a frame without a prompt", asked, "prompt fewer frames, or more objects")
     known = _Kept(None if out is None else Path(out) / "masks", clip, prompts, direction, aux)
-    began = _resident()
     for name, strategy in chosen.items():
         if not known.has(name, strategy):
             strategy.tracker((clip.height, clip.width), len(clip))  # is its model there?
+    known.begin(name for name, strategy in chosen.items() if not known.has(name, strategy))
     runs = {}
     for name, strategy in chosen.items():
         run = known.get(name, strategy)
         if run is None:
             known.forget(name)
             strategy.tracker((clip.height, clip.width), len(clip))  # so that loading is not timed
-            gc.collect()
+            began = _settled_memory()
             with _Peak() as peak:
                 started = time.perf_counter()
                 results = stream(clip, prompts, strategy, direction=direction, aux=aux)
                 results = progress(results, total=clip.length, label=name, show=show_progress)
                 masks = collect(results, clip, out=known.folder(name), overwrite=True)
                 seconds = (time.perf_counter() - started) / len(clip)
-            run = Run(masks, seconds, max(0.0, peak.resident - began), peak.gpu)  # what others held may have been freed
+            run = Run(masks, seconds, max(0.0, peak.resident - began), peak.gpu)
             known.put(name, strategy, run)
         runs[name] = run
     if truth is not None:
@@ -302,7 +306,7 @@ def compare(
             runs[name] = replace(run, report=report)
     asked = {
         "clip": str(clip.source), "frames": len(clip), "size": [clip.width, clip.height], "aux": list(aux), "direction": direction,
-        "strategies": {name: repr(strategy) for name, strategy in chosen.items()},
+        "strategies": {name: described(strategy) for name, strategy in chosen.items()},
     }  # fmt: skip
     return Comparison(clip, runs, ids, skip, truth, asked, None if out is None else Path(out))
 
@@ -324,11 +328,16 @@ def _file(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9+._-]", "_", name)
 
 
+def _text(strategy: Strategy) -> str:
+    """All that a strategy's masks depend on, its checkpoints' hashes included."""
+    return json.dumps(described(strategy), sort_keys=True, default=repr)
+
+
 class _Kept:
     """Finished runs in `at`/STRATEGY, with a note beside them that says what was run."""
 
     def __init__(self, at: Path | None, clip: Clip, prompts: Prompts, direction: str, aux: Sequence[int]):
-        self.at = at
+        self.at, self.frames = at, clip.length
         if at is not None:
             asked = [clip.sha256, clip.names, [clip.height, clip.width], prompts.to_json(), direction, sorted(aux)]
             self.asked = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
@@ -340,18 +349,38 @@ class _Kept:
         return self.at / f"{_file(name)}.json"
 
     def has(self, name: str, strategy: Strategy) -> bool:
-        if self.at is None or not self._note(name).is_file() or not self.folder(name).is_dir():
+        note = self._told(name)
+        if note is None or not self.folder(name).is_dir() or len(Masks(self.folder(name))) != self.frames:
             return False
-        note = json.loads(self._note(name).read_text())
-        return note["asked"] == self.asked and note["strategy"] == repr(strategy)
+        return note["asked"] == self.asked and note["strategy"] == _text(strategy)
+
+    def _told(self, name: str) -> dict[str, Any] | None:
+        """What the note says; None where there is none that can be read."""
+        if self.at is None:
+            return None
+        try:
+            return json.loads(self._note(name).read_text())
+        except (OSError, ValueError):
+            return None
 
     def get(self, name: str, strategy: Strategy) -> Run | None:
         if not self.has(name, strategy):
             return None
-        note = json.loads(self._note(name).read_text())
+        note = self._told(name)
         return Run(
             Masks(self.folder(name)), note["seconds"], note["memory"], float("nan") if note["gpu"] is None else note["gpu"]
         )
+
+    def begin(self, names: Iterable[str]) -> None:
+        """`InputError` where there are masks under these names that no comparison has made; they are to be replaced."""
+        if self.at is None:
+            return
+        mark = self.at / MARK
+        for folder in map(self.folder, names):
+            if folder.is_dir() and any(folder.iterdir()) and not mark.is_file():
+                raise InputError(f"{folder} to be new, or of an earlier comparison", "other files", "choose another folder")
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
     def forget(self, name: str) -> None:
         """Before masks are replaced, so that no note ever stands beside masks of something else."""
@@ -360,12 +389,20 @@ class _Kept:
 
     def put(self, name: str, strategy: Strategy, run: Run) -> None:
         if self.at is not None:
-            note = {"asked": self.asked, "strategy": repr(strategy), "seconds": run.seconds, "memory": run.memory}
+            note = {"asked": self.asked, "strategy": _text(strategy), "seconds": run.seconds, "memory": run.memory}
             with replacing(self._note(name)) as temporary:
                 temporary.write_text(json.dumps({**note, "gpu": None if np.isnan(run.gpu) else run.gpu}))
 
 
 # -- memory --------------------------------------------------------------------------------------------------------------
+
+
+def _settled_memory() -> float:
+    """Resident memory in MB after what was freed has gone back to the system, so that nobody runs in what others left."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # only glibc can
+        ctypes.CDLL(None).malloc_trim(0)
+    return _resident()
 
 
 def _resident() -> float:

@@ -29,13 +29,16 @@ def compare(
         raise InputError(f"{out} to be new, empty or an earlier comparison", "something else", "choose another with --out")
     if page.is_file() and PAGE not in page.read_text(encoding="utf-8", errors="replace"):
         raise InputError(f"{out} to be new, empty or an earlier comparison", "another page", "choose another with --out")
+    if frames < 0:
+        raise InputError("--frames of 0 or more", frames, "0 is all")
     film = Clip(clip)
     film = film[:frames] if frames else film
     if first.suffix.lower() == ".json":
         prompts = Prompts.load(first)
     else:
         prompts = Prompts({frame: read_labels(first, size=(film.height, film.width))})
-    known = None if truth is None else Masks(truth)[: len(film)]
+    known = None if truth is None else Masks(truth)
+    known = known[:frames] if known is not None and frames else known
     names = [name.strip() for name in by.split(",") if name.strip()]
     found = verb(film, prompts, names, known, settings=read_settings(settings), aux=tuple(aux), direction=direction, out=out)
     found.save(out)

@@ -138,7 +138,7 @@ def measure(
     given = dict(masks) if isinstance(masks, Mapping) else {"": masks}
     found = {by: m if isinstance(m, Masks) else Masks(m) for by, m in given.items()}
     shapes = {m.shape for m in found.values()}
-    if len(shapes) != 1 or not (pixel > 0 and np.isfinite(pixel)) or gap < 0 or across not in ("x", "y"):
+    if len(shapes) != 1 or not (pixel > 0 and np.isfinite(pixel)) or not gap >= 0 or across not in ("x", "y"):
         raise InputError(
             "masks of one shape, pixel > 0, gap ≥ 0, across x or y",
             f"{sorted(shapes)}, {pixel}, {gap}, {across!r}",

@@ -667,7 +667,7 @@ class Session:
 
     def _about(self) -> dict[str, Any]:
         from .batch import _versions
-        from .vos import _checkpoint
+        from .provenance import checkpoint
 
         clip, model = self.clip, getattr(self.strategy, "model", None)
         settings = {k: v if isinstance(v, (str, int, float, bool, type(None))) else UNSAID for k, v in self.settings.items()}
@@ -681,7 +681,7 @@ class Session:
                 "length": len(clip), "width": clip.width, "height": clip.height, "source_fps": clip.fps * abs(clip.taken.step),
                 "sha256": clip.sha256,
             },
-            "checkpoint": _checkpoint(model) or getattr(model, "name", None),
+            "checkpoint": checkpoint(model) or getattr(model, "name", None),
             "versions": _versions(),
         }  # fmt: skip
 

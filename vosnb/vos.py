@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from .datasets import Dataset
-from .errors import InputError
 from .masks import MaskWriter
 from .propagate import stream
+from .provenance import described, settled
 from .strategies import Strategy
 
 __all__ = ["Vos"]
 
-WITHOUT_FILE = ("grabcut", "mini-random")  # models that need no checkpoint
 LATE_FLAG = "--track_object_appearing_later_in_video"
 
 
@@ -37,13 +34,13 @@ class Vos:
     late: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "strategy", _settled(self.strategy))
+        object.__setattr__(self, "strategy", settled(self.strategy))
 
     def plan(self) -> dict[str, Any]:
         video = self.data[0]
         return {
             "job": "vos",
-            "strategy": _described(self.strategy),
+            "strategy": described(self.strategy),
             "images": str(video.images.parent.resolve()),
             "annotations": str(video.annotations.parent.resolve()),
             "per_object": video.per_object,
@@ -71,52 +68,3 @@ class Vos:
                 masks = {**dict.fromkeys(prompts.ids, nothing), **result.masks()} if video.per_object else result.labels
                 writer.write(names[t], masks)
         return {"frames": len(clip), "objects": len(prompts.ids), "notes": notes}
-
-
-def _settled(strategy: Any) -> Any:
-    """The same, its model named, and that of the one that it refines: every process and every repeat is to take the same."""
-    from .models import weights
-
-    found = {}
-    for name, value in _fields(strategy).items():
-        if name == "model" and value is None:
-            found[name] = weights.default(getattr(strategy, "family", "sam2"))
-        elif name != "model" and dataclasses.is_dataclass(value):
-            found[name] = _settled(value)
-    return dataclasses.replace(strategy, **found)
-
-
-def _described(strategy: Any) -> dict[str, Any]:
-    """Its name, its settings, the checkpoint that its model is."""
-    found = {"name": type(strategy).__name__}
-    for name, value in _fields(strategy).items():
-        found[name] = _described(value) if name != "model" and dataclasses.is_dataclass(value) else value
-    if checkpoint := _checkpoint(found.get("model")):
-        found["checkpoint"] = checkpoint
-    return found
-
-
-def _fields(strategy: Any) -> dict[str, Any]:
-    return {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy)}
-
-
-def _checkpoint(model: Any) -> dict[str, str] | None:
-    """Which file a model's name stands for, and its hash; None where there is none."""
-    from .models import weights
-
-    if not isinstance(model, (str, Path)):
-        return None
-    if str(model) in weights.cards():
-        file = weights.path(str(model))
-    elif Path(model).suffix in (".pt", ".pth", ".safetensors"):
-        file = Path(model)
-    elif str(model) in WITHOUT_FILE:
-        return None
-    else:
-        raise InputError("a checkpoint that `vosnb fetch` lists, or its file", repr(str(model)), "correct the name")
-    if not file.is_file():
-        raise InputError(
-            "a checkpoint file", f"{file}, which does not exist", "check the path, or name one that `vosnb fetch` lists"
-        )
-    with file.open("rb") as data:
-        return {"file": file.name, "sha256": hashlib.file_digest(data, "sha256").hexdigest()}

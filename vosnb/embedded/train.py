@@ -60,9 +60,9 @@ def train(
         )
     where = torch.device(pick(device))
     torch.backends.cudnn.benchmark = True  # sizes do not change within a stage
-    make_clips(folder / "clips", clips, max(workers, 1))
     torch.manual_seed(seed)
     state = _State.of(folder / "state.pt", recipe, seed, clips, start)
+    make_clips(folder / "clips", clips, max(workers, 1))
     check = {side: _held_out(folder / "clips", side) for side in {stage.side for stage in recipe.stages}}
     for number, stage in enumerate(recipe.stages):
         if state.stage > number:
@@ -189,12 +189,12 @@ class _State:
 
     @classmethod
     def of(cls, file: Path, recipe: Recipe, seed: int, clips: int, start: Path | None) -> _State:
-        begun: list[str | int] = [recipe.checkpoint, seed, clips]
+        begun: list[str | int] = [recipe.checkpoint, seed, clips, str(start), *map(repr, recipe.stages)]
         if file.exists():
             state = cls(**torch.load(file, map_location="cpu", weights_only=True))
             if state.begun != begun:
                 raise InputError(
-                    f"{file} of a training of (checkpoint, seed, clips) {begun}",
+                    f"{file} of a training of (checkpoint, seed, clips, start, stages) {begun}",
                     state.begun,
                     "go on with these, or use another folder",
                 )

@@ -183,6 +183,10 @@ def load(name_or_path: str | Path, device: str = "auto", architecture: str | Non
     file = Path(name)
     if architecture is None:
         architecture = next((card.name for card in weights.cards().values() if card.file == file.name), None)
+    if architecture in weights.cards() and weights.card(architecture).family == "xmem":
+        raise InputError(
+            "a checkpoint of SAM or SAM 2", f"{file.name}, which is XMem's", "name another: `vosnb fetch` lists them"
+        )
     if architecture is None and file.is_file():
         raise InputError(
             "a checkpoint file with its original name", file.name, "say what it holds: architecture='sam2.1_hiera_tiny', …"

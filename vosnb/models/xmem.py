@@ -559,14 +559,14 @@ def load(model: str | Path | XMem | None = None, *, device: str = "auto", amp: b
     if isinstance(model, XMem):
         return model
     name = str(model or weights.default("xmem"))
-    card = weights.cards().get(name)
+    card = weights.cards().get(name) or next((c for c in weights.cards().values() if c.file == Path(name).name), None)
     of_ours = card.family == "xmem" if card else name == DRY_RUN or Path(name).suffix in (".pth", ".pt", ".safetensors")
     if not of_ours:
         known = ", ".join(c.name for c in weights.cards().values() if c.family == "xmem")
         raise InputError(
             f"an XMem checkpoint among {known}, {DRY_RUN}, or a .pth or .safetensors file", repr(name), "name one of these"
         )
-    file = None if name == DRY_RUN else weights.path(name) if card else Path(name)
+    file = None if name == DRY_RUN else weights.path(name) if name in weights.cards() else Path(name)
     return _loaded(name, file, str(pick(device)), amp, (card and card.side) or SIDE)
 
 

@@ -66,7 +66,7 @@ class Refiner:
         before = by_label(found.labels)
         asked = {obj: self._prompt(mask) for obj, mask in before.items() if obj not in given}
         if not asked:
-            return found
+            return replace(found, scores={obj: replace(score, disagreement=0.0) for obj, score in found.scores.items()})
         decoded = self.model.decode(self.model.encode(image), list(asked.values()), strength=self.strength)
         own = np.stack([before[obj] for obj in asked])
         refined = decoded.logits[:, 0] + np.where(own, np.float32(self.trust), np.float32(-self.trust))
@@ -75,7 +75,7 @@ class Refiner:
             labels[before[obj]] = obj
         logits = {obj: np.where(mask, np.float32(1), np.float32(-1)) for obj, mask in before.items()}  # of those given
         logits.update(zip(asked, refined, strict=True))
-        scores = {obj: found.scores.get(obj, Score()) for obj in sorted({*found.scores, *before})}
+        scores = {obj: replace(found.scores.get(obj, Score()), disagreement=0.0) for obj in sorted({*found.scores, *before})}
         for obj, iou in zip(asked, decoded.iou[:, 0].tolist(), strict=True):
             scores[obj] = replace(scores[obj], iou=iou, disagreement=1 - _iou(before[obj], labels == obj))
         return Result(labels, scores, {obj: logits.get(obj, np.full(labels.shape, np.float32(-1))) for obj in scores})

@@ -74,9 +74,11 @@ class XMem:
             )  # fmt: skip
 
     def tracker(self, shape: tuple[int, int], frames: int | None) -> XMemTracker:
+        from ..models import check
         from ..models.token_memory import Memory
         from ..models.xmem import load
 
+        check(self.mask_model)
         return XMemTracker(self, shape, load(self.model, device=self.device, amp=self.amp), Memory(self))
 
 
