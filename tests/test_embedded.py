@@ -1,4 +1,4 @@
-"""The small SAM 2: its training clips, samples, learner, training, benchmark, and what the shipped checkpoint can do."""
+"""The small models: training clips, samples, learners, training, benchmark, and what the shipped checkpoints can do."""
 
 import copy
 import json

@@ -179,12 +179,23 @@ def test_it_is_saved_with_its_units_and_drawn(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"pixel": 0}, {"pixel": float("nan")}, {"gap": -1}, {"across": "z"}, {"times": [0, 1]}, {"times": [0, 2, 1]}]
+    "wrong",
+    [
+        {"pixel": 0},
+        {"pixel": float("nan")},
+        {"gap": -1},
+        {"gap": float("nan")},
+        {"across": "z"},
+        {"times": [0, 1]},
+        {"times": [0, 2, 1]},
+    ],
 )
 def test_what_does_not_fit_is_refused(wrong):
     with pytest.raises(InputError):
         measure(np.ones((3, 20, 20), np.uint8), **wrong)
     with pytest.raises(InputError, match="masks of one shape"):
         measure({"a": np.ones((3, 20, 20), np.uint8), "b": np.ones((2, 20, 20), np.uint8)})
+    with pytest.raises(InputError, match="with an object"):
+        measure(np.zeros((3, 20, 20), np.uint8))
     with pytest.raises(InputError, match="a quantity among"):
         measure(np.ones((3, 20, 20), np.uint8)).plot(["colour"])

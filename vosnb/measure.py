@@ -131,7 +131,7 @@ def measure(
     f(y) is the second one's share of both on the line y; of a share that grows evenly from 0 to 1, that is the distance over which it
     does (Andrews & Spalding, "A simple experiment to investigate two-dimensional mixing by Rayleigh–Taylor instability", 1990).
 
-    `InputError` where lengths, sizes or times do not fit.
+    `InputError` where lengths, sizes or times do not fit, and where there is no object.
     """
     import pandas as pd
 
@@ -149,6 +149,10 @@ def measure(
         raise InputError(f"{length} times in order, one per frame", f"{len(times)} of them", "give clip.times of this clip")
     clock = np.arange(length, dtype=float) if times is None else np.asarray(times, float)
     ids = sorted({obj for m in found.values() for obj in m.ids}) if ids is None else list(ids)
+    if not ids:
+        raise InputError(
+            "masks with an object on some frame", "empty ones", "look at them: the strategy may have found nothing"
+        )
     objects, interfaces = [], []
     for by, m in found.items():
         for t, labels in enumerate(m):

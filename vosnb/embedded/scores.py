@@ -1,4 +1,4 @@
-"""What the small SAM 2 can do, on seeds that training never uses: the figures of its card.
+"""What the small models can do, on seeds that training never uses: the figures of its card.
 
     python -m vosnb.embedded.scores runs/benchmark            # makes the benchmark there first, if need be
 
@@ -172,7 +172,7 @@ def main(
     clips: Annotated[str, typer.Option(help="Only these, comma separated.")] = "",
     still: Annotated[bool, typer.Option(help="First frames too.")] = True,
 ) -> None:
-    """Score the small SAM 2 on the benchmark in FOLDER."""
+    """Score a small model on the benchmark in FOLDER."""
     make_benchmark(folder)
     if others := differing(folder):
         print(f"rounded otherwise on this machine than in the manifest: {', '.join(others)}")

@@ -5,7 +5,8 @@
 
 makes the training clips in `runs/mini/clips`, learns stage by stage, and leaves `state.pt` (to go on from), `curve.jsonl` and
 `curve.png`, and in the end the checkpoint. Small pictures come before large ones, which cost four times as much; of SAM 2 single images
-before clips, until a box is enough to find an object. `--start CHECKPOINT --stage large` goes on with a finished one.
+before clips, until a box is enough to find an object. `--start CHECKPOINT --stage large` goes on with
+a finished one, in a folder of its own.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 Long-Term Video Object Segmentation with an Atkinson-Shiffrin Memory Model", ECCV 2022).
 
 Every `mem_every`-th frame, and every annotated one, enters the working memory with its masks. When that is full, its older frames become
-`num_prototypes` tokens of the long-term memory, which forgets what is least used. So memory does not grow with the clip.
+`num_prototypes` tokens of the long-term memory, which forgets what is least used. So memory does not grow with the clip, only with the
+number of frames on which objects begin: each of these is kept.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..prompts import Prompt
 from . import Result, Score, register
 from .flow import first_masks
 
-NATIVE = -1  # a size
+NATIVE, LARGEST = -1, 4320  # sizes
 
 
 @register("xmem")
@@ -57,8 +58,9 @@ class XMem:
     def __post_init__(self) -> None:
         if self.compat not in (None, "xmem"):
             raise InputError('compat="xmem" or none', repr(self.compat), "leave it out for the corrected pairing")
-        if self.size is not None and self.size != NATIVE and self.size < 16:
-            raise InputError("a size of 16 pixels or more, or −1 for the clip's own", self.size, "480 is the published one")
+        if self.size is not None and self.size != NATIVE and not 16 <= self.size <= LARGEST:
+            asked = f"a size of 16 to {LARGEST} pixels, or −1 for the clip's own"
+            raise InputError(asked, self.size, "480 is the published one")
         for name in ("top_k", "mem_every", "num_prototypes"):
             if getattr(self, name) < 1:
                 raise InputError(f"xmem's {name} of 1 or more", getattr(self, name), "leave it out for the published one")
