@@ -446,3 +446,50 @@ def test_a_kernel_killed_in_the_middle_of_a_propagation_loses_nothing_that_was_s
     with Session.open(folder) as session:
         assert set(shown) <= set(session.frames)
         assert session.propagate().result()[59].any()
+
+
+def test_a_reopened_session_knows_which_masks_are_of_earlier_prompts(film, tmp_path):
+    """What a correction left behind at the object's next prompted frame, and what a kernel did not come to."""
+    images = tmp_path / "images"
+    Clip(film[0]).save_frames(images)
+    with Session(images, {0: {1: Point(*TOP)}, 6: {1: Point(*TOP)}}, model=MODEL) as session:
+        session.save(tmp_path / "kept")
+        session.propagate().result()
+        session.add_point(3, 1, *BOTTOM, label=0).result()
+        session.wait()
+        stale = [session.stale(t) for t in range(T)]
+    assert stale == [t >= 6 for t in range(T)]
+    with Session.open(tmp_path / "kept") as again:
+        assert [again.stale(t) for t in range(T)] == stale
+        again.propagate().result()
+        assert not any(again.stale(t) for t in range(T))
+        verb = propagate(images, again.prompts, again.by, show_progress=False, **again.settings)
+        assert np.array_equal(again.masks, verb)
+    with Session.open(tmp_path / "kept") as whole:
+        assert not any(whole.stale(t) for t in range(T))
+    prompts = Prompts.load(tmp_path / "kept" / "prompts.json")  # as if the kernel had died right after a click
+    prompts.with_prompt(4, 1, Point(*BOTTOM)).save(tmp_path / "kept" / "prompts.json")
+    with Session.open(tmp_path / "kept") as dead:
+        assert [dead.stale(t) for t in range(T)] == [t >= 4 for t in range(T)]
+
+
+def test_opening_with_other_settings_is_written_down(film, tmp_path):
+    images = tmp_path / "images"
+    Clip(film[0]).save_frames(images)
+    with Session(images, {0: {1: Point(*TOP)}}, model=MODEL) as session:
+        session.save(tmp_path / "kept")
+    with Session.open(tmp_path / "kept", score_thresh=0.5):
+        about = json.loads((tmp_path / "kept" / "session.json").read_text())
+    assert about["settings"]["score_thresh"] == 0.5 and about["checkpoint"]["sha256"]
+
+
+@pytest.mark.parametrize("break_it", ["settings", "direction", "passes", "clip", "masks of"])
+def test_a_damaged_session_file_is_named(film, tmp_path, break_it):
+    images = tmp_path / "images"
+    Clip(film[0]).save_frames(images)
+    with Session(images, {0: {1: Point(*TOP)}}, model=MODEL) as session:
+        session.save(tmp_path / "kept")
+    file = tmp_path / "kept" / "session.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != break_it}))
+    with pytest.raises(InputError, match="a session in"):
+        Session.open(tmp_path / "kept")

@@ -22,6 +22,7 @@ from typing import Any
 import gradio as gr
 
 from .errors import InputError
+from .files import runs
 from .models import weights
 from .progress import say
 from .rooms import OTHERS, STRATEGIES, SUFFIXES, Limits, Room, Rooms
@@ -228,7 +229,10 @@ def serve(
     model = model or weights.default()
     weights.path(model)
     others = sorted(name for name, card in weights.cards().items() if card.family == "sam2" and name != model and _has(name))
-    with tempfile.TemporaryDirectory(prefix="vosnb-app-") as name:
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # a service manager, a terminal that is closed: the files go then, too
+        signal.signal(ending, signal.default_int_handler)
+    _sweep_dead()
+    with tempfile.TemporaryDirectory(prefix=f"vosnb-app-{os.getpid()}-") as name:
         os.environ |= {"GRADIO_TEMP_DIR": f"{name}/files", "VOSNB_CACHE": f"{name}/cache", "GRADIO_ANALYTICS_ENABLED": "False"}
         rooms = Rooms(Path(name) / "files", limits)
         blocks = page(rooms, [model, *others])
@@ -243,7 +247,6 @@ def serve(
         if not host.startswith("127.") and host not in ("localhost", "::1"):
             say(f"whoever reaches {host}:{port} can upload films and use this machine's models")
         ready(address)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a service manager sends: the files go then, too
         try:
             while True:
                 time.sleep(30)
@@ -251,6 +254,14 @@ def serve(
         finally:
             rooms.close()
             blocks.close()
+
+
+def _sweep_dead() -> None:
+    """Removes what a server of this machine that was killed left of its visitors' films."""
+    for left in Path(tempfile.gettempdir()).glob("vosnb-app-*-*"):
+        pid = left.name.split("-")[2]
+        if pid.isdecimal() and not runs(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _check_free(host: str, port: int) -> None:

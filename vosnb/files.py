@@ -15,7 +15,7 @@ from pathlib import Path
 from .errors import InputError
 
 __all__ = [
-    "check_new", "check_result", "frame_numbers", "missing", "natural", "pngs", "replacing", "replacing_folder", "replacing_parts",
+    "check_new", "check_result", "frame_numbers", "missing", "natural", "pngs", "replacing", "replacing_folder", "replacing_parts", "runs",
     "scratch",
 ]  # fmt: skip
 
@@ -75,11 +75,11 @@ def _sweep(path: Path) -> None:
     left_over = re.compile(rf"\.{re.escape(path.stem)}\.{re.escape(HOST)}-(\d+)-\d+\.part({re.escape(path.suffix)})?")
     for left in path.parent.iterdir():
         match = left_over.fullmatch(left.name)
-        if match and int(match[1]) != os.getpid() and not _runs(int(match[1])):
+        if match and int(match[1]) != os.getpid() and not runs(int(match[1])):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -35,6 +35,8 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 MAX_PIXELS = 64_000_000  # of one image; below the size at which Pillow warns of a decompression bomb
 _NEAR = 16  # frames: decoding this many to reach one is quicker than anyone notices; beyond it the cache is made
 _CHECKED = 8  # frames decoded when a video is opened, to see that its packets told the truth
+# what films come in; not lists of other files (concat, HLS), which may name themselves, or what is not theirs
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,gif,flv,ogg,mxf,dv,wtv,h264,hevc,ivf,apng"
 _GROUP = 4  # frames from one key frame to the next in a cache file
 _TICK = Fraction(1, 1000)  # Matroska's clock, in which frame i of a cache file is shown at tick i
 _EIGHT_BIT = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gray"}  # what x264 keeps without loss
@@ -602,7 +604,7 @@ def _open(path: Path) -> tuple[Any, Any]:
     from av.stream import Disposition
 
     try:
-        container = av.open(str(path), metadata_errors="ignore")
+        container = av.open(str(path), metadata_errors="ignore", options={"format_whitelist": _FORMATS})
     except PermissionError:
         raise InputError("a video file", f"{path}, which you may not read", "change its permissions") from None
     except (av.error.FFmpegError, OSError) as error:

@@ -324,6 +324,7 @@ class Rooms:
         self.folder, self.limits, self.turns = Path(folder), limits or Limits(), Turns()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._rooms: dict[str, Room] = {}
+        self._opening: set[str] = set()  # visitors whose film is being read
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -342,25 +343,32 @@ class Rooms:
 
         `InputError`, with the last room left as it was: no film, one beyond the limits, no room left.
         """
-        strategy = self.strategy(by, settings)
         upload = Path(upload)
+        try:
+            return self._open(visitor, upload, self.strategy(by, settings))
+        finally:
+            with self._lock:
+                self._opening.discard(visitor)
+            with contextlib.suppress(OSError):  # whatever was refused; and the folder that Gradio made for it
+                upload.unlink(missing_ok=True)
+                upload.parent.rmdir()
+
+    def _open(self, visitor: str, upload: Path, strategy: Strategy) -> Room:
         if not upload.is_file():
             raise InputError("a video", "an upload that is not there any more", "upload it again")
         if upload.stat().st_size > self.limits.megabytes * 1e6:
             got = f"{upload.stat().st_size / 1e6:.0f} MB"
-            upload.unlink()
             raise InputError(f"an upload of at most {self.limits.megabytes} MB", got, "cut it or compress it")
         with self._lock:
             self._sweep()
-            if visitor not in self._rooms and len(self._rooms) >= self.limits.visitors:
+            if len({*self._rooms, *self._opening} - {visitor}) >= self.limits.visitors:
                 raise InputError("a free place", f"{len(self._rooms)} visitors", "try again in a few minutes")
+            self._opening.add(visitor)
         folder = self.folder / secrets.token_urlsafe(18)
         folder.mkdir()
         try:
             film = folder / f"{_safe(upload.stem)}{upload.suffix.lower()}"
             shutil.move(upload, film)
-            with contextlib.suppress(OSError):
-                upload.parent.rmdir()  # Gradio made it for this file
             clip = _film(film)
             self.limits.check(clip)
             room = Room(clip, folder, strategy)
@@ -369,7 +377,10 @@ class Rooms:
             raise
         threading.Thread(target=room.prepare, args=(strategy,), name="vosnb-prepare", daemon=True).start()
         with self._lock:
-            last, self._rooms[visitor] = self._rooms.get(visitor), room
+            here = visitor in self._opening  # else the visitor has left meanwhile
+            last = self._rooms.get(visitor) if here else room
+            if here:
+                self._rooms[visitor] = room
         if last is not None:
             last.close()
         return room
@@ -385,6 +396,7 @@ class Rooms:
     def leave(self, visitor: str) -> None:
         with self._lock:
             room = self._rooms.pop(visitor, None)
+            self._opening.discard(visitor)
         if room is not None:
             room.close()
 

@@ -161,6 +161,8 @@ class Session:
         self._scores_due = 0.0
         self._status = Status()
         self._failure: Exception | None = None
+        self._closed = False
+        self._doubtful: frozenset[int] = frozenset()  # frames that an earlier sitting left with masks of earlier prompts
         self.listeners: list[Callable[[int | None], Any]] = []
         """Called on the worker thread: with a frame whose masks changed, or with None when all that was asked for is done."""
         if self.prompts:
@@ -185,7 +187,7 @@ class Session:
 
     def stale(self, frame: int) -> bool:
         """Whether the frame shows what came of earlier prompts: a correction before it stopped at the next prompted frame."""
-        return any(
+        return (frame in self._doubtful and frame in self._loaded) or any(
             u in p.found and u >= p.reported for name, p in list(self._passes.items()) if (u := self._along(name, frame)) >= 0
         )
 
@@ -313,6 +315,8 @@ class Session:
             return self._put(source.pop(), None)
 
     def _put(self, prompts: Prompts, frame: int | None) -> Future[np.ndarray]:
+        if self._closed:  # before anything is written
+            raise _ended()
         if frame is None:
             frame = min((t for t in {*prompts, *self.prompts} if prompts.get(t) != self.prompts.get(t)), default=None)
         for path in (self.file, self.folder and self.folder / PROMPTS):
@@ -360,6 +364,8 @@ class Session:
             raise InputError("at least one prompted object", "no prompt at all", "click on an object first")
         future: Future[Masks] = _future()
         with self._lock:
+            if self._closed:
+                raise _ended()
             asked = PASSES if wanted == "both" else (wanted,)
             self._run |= {*asked}
             self.direction = "both" if len(self._run) == 2 else wanted
@@ -399,8 +405,14 @@ class Session:
 
     def close(self) -> None:
         """Stops, and ends the worker thread. What was shown can still be read."""
-        self.stop()
+        with self._lock:
+            self._closed = True
+            self.stop()
         self._worker.shutdown(wait=True, cancel_futures=True)
+        left = [*(future for future, _ in self._waiting), *(future for future, _ in self._edits)]
+        self._waiting, self._edits = [], deque()
+        for future in left:  # asked for so late that the worker never came to it
+            future.set_exception(_ended())
 
     def __enter__(self) -> Session:
         return self
@@ -436,10 +448,13 @@ class Session:
             self._end(failed, error)
 
     def _end(self, waiting: list[tuple[Future, Any]], error: Exception | None) -> None:
+        try:
+            with self._disk:
+                self._write_scores(0.0)
+        except Exception as failed:  # such as a full disk: who waits is told, whatever else happens
+            error = error or failed
         said = "" if error is None else str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         self._status, self._failure = Status(error=said), error
-        with self._disk:
-            self._write_scores(0.0)
         for future, _ in waiting:
             if error is None:
                 future.set_result(self.masks)
@@ -600,6 +615,9 @@ class Session:
             raise InputError(f"{folder} to be new, or a session's own", got, "choose another folder, or say overwrite=True")
         about = self._about()
         with self._disk:
+            if not own:  # before the prompts: no others' masks may ever lie beside them
+                for path in (folder / MASKS).glob("*"):
+                    path.unlink()
             with self._lock:
                 self.folder = folder
                 self._write_about(about)
@@ -623,7 +641,10 @@ class Session:
         folder = Path(folder)
         try:
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            kept, by = about["clip"], about["by"]
+            kept, by, passes, masks_of = about["clip"], about["by"], {*about["passes"]}, about["masks of"]
+            if not (passes <= {*PASSES} and about["direction"] in DIRECTIONS and {*masks_of} == {"prompts", "reported"}):
+                raise ValueError(f"{sorted(passes)}, {about['direction']}")
+            kept["source"], kept["frames"], kept["sha256"], kept["length"], kept["source_fps"], about["settings"]
         except FileNotFoundError:
             raise InputError("a session's folder", f"{folder}, which has no {ABOUT}", missing(folder)) from None
         except (ValueError, KeyError, TypeError) as error:
@@ -646,11 +667,19 @@ class Session:
                 "make a new session: Session(clip, folder/'prompts.json', by=…)",
             )  # fmt: skip
         session = cls(clip, by=by, direction=about["direction"], **{**about["settings"], **settings})
-        session._restore(folder, set(about["passes"]))
+        session._restore(folder, passes, masks_of)
+        if settings:  # what is said of the masks from now on
+            session._write_about(session._about())
         return session
 
-    def _restore(self, folder: Path, passes: set[str]) -> None:
+    def _restore(self, folder: Path, passes: set[str], masks_of: Mapping[str, Any]) -> None:
         prompts = self._checked(Prompts.load(folder / PROMPTS))
+        old, ends = Prompts.from_json(masks_of["prompts"]), dict(masks_of["reported"])
+        changed = [t for t in {*prompts, *old} if prompts.get(t) != old.get(t)]
+        for name in passes:  # what follows a prompt that changed, and what the pass had not come to since
+            since = min((self._along(name, t) for t in changed), default=len(self.clip))
+            since = min(since, int(ends.get(name, 0)))
+            self._doubtful |= {self._along(name, u) for u in range(since, len(self.clip))}
         names = self.clip.names
         there = [t for t, name in enumerate(names) if (folder / MASKS / f"{name}.png").is_file()]
         if there:
@@ -688,7 +717,11 @@ class Session:
     def _write_about(self, about: Mapping[str, Any] | None = None) -> None:
         if about is None:
             about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
-        about = {**about, "direction": self.direction, "passes": sorted(self._run)}
+        masks_of = {
+            "prompts": self._applied.to_json(),
+            "reported": {name: p.reported for name, p in list(self._passes.items())},
+        }
+        about = {**about, "direction": self.direction, "passes": sorted(self._run), "masks of": masks_of}
         with replacing(self.folder / ABOUT) as temporary:
             temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
@@ -705,6 +738,7 @@ class Session:
         frames = sorted(self._shown)
         if any(self._shown[t].scores for t in frames):
             write_scores(self.folder / MASKS, [self._names[t] for t in frames], [self._shown[t].scores for t in frames])
+        self._write_about()
         self._scores_due = time.monotonic() + SCORES_EVERY
 
 
@@ -722,6 +756,10 @@ class _Remembering:
                 self.model = keeping(tracker.model, FRAMES_KEPT)
             tracker.model = self.model
         return tracker
+
+
+def _ended() -> InputError:
+    return InputError("an open session", "one that was closed", "make or open it again")
 
 
 def _future() -> Future[Any]:
