@@ -133,6 +133,11 @@ class Visitor:
         )
         return time.monotonic() - begin
 
+    def shows(self, frame: int) -> None:
+        """Waits until this frame is painted: clicks before that are on another one, and mean nothing."""
+        painted = "t => (document.querySelector('.vb').dataset.painted || '').split(':')[1] === String(t)"
+        self.page.wait_for_function(painted, arg=frame)
+
     def click(self, x: float, y: float, **how) -> float:
         return self.painted(lambda: self.page.mouse.click(*self.at(x, y), **how))
 
@@ -200,9 +205,11 @@ def test_a_film_from_upload_to_download(visitor, films, tmp_path):
     name.fill("blue ball")
     name.press("Enter")
     visitor.painted(lambda: page.keyboard.press("1") or page.keyboard.press("ArrowRight"))
+    visitor.shows(1)
     visitor.click(77, 53)  # another frame is prompted as well
     visitor.painted(lambda: page.keyboard.press("Control+z"))
     visitor.painted(lambda: page.keyboard.press("ArrowLeft"))
+    visitor.shows(0)
     assert page.text_content(".vb-counter") == "frame 0 of 12"
 
     visitor.follow()

@@ -397,7 +397,7 @@ def _evaluate_one(masks: Any, truth: Any, ids: Sequence[int] | None, skip: Seque
         Track("", obj, names, np.array([frame[obj] for frame in found]), tuple(numbers[t] for t in kept)) for obj in ids
     )
     never = [t.object for t in tracks if t.scores[:, 4].any() and not t.scores[:, 3].any()]
-    notes = (f"{_never(never)}: prompt it, or choose what counts with ids=(…).",) if never else ()
+    notes = (f"{_never(never)}: prompt it, or choose what counts: ids=(…), --object on the command line.",) if never else ()
 
     def read(track: Track, t: int) -> tuple[np.ndarray, np.ndarray]:
         return masks[kept[t]] == track.object, truth[kept[t]] == track.object

@@ -534,6 +534,10 @@ class MaskWriter:
     ):
         self.folder, self.per_object, self.palette, self.overwrite = Path(folder), per_object, palette, overwrite
         self._folders = {obj: about["folder"] for obj, about in (objects or {}).items() if "folder" in about}
+        if per_object and (odd := [f for f in self._folders.values() if Path(f).name != f]):
+            raise InputError(
+                "objects' folders that are plain names", repr(odd[0]), 'such as "000"; correct the prompts or masks'
+            )
         self._waiting: deque[Future[None]] = deque()
         self._shape: tuple[int, int] | None = None
         self._scores: dict[str, Mapping[int, Score]] = {}

@@ -258,13 +258,15 @@ class Room:
         error = (said or status.error).replace(str(self.clip.source), "the film")  # where files lie is nobody's business
         fresh = min(set(range(1, 256)) - set(session.prompts.objects), default=None)
         colors = {**session.colors, **_hex({fresh} - {None})}
+        about = session.prompts.objects  # another thread may add an object meanwhile, or forget one
+        objects = [{"id": o, "name": a.get("name", ""), "color": colors[o]} for o, a in about.items() if o in colors]
         marks = [{"obj": o, "kind": "box", "xyxy": p.box.xyxy} for o, p in given.items() if p.box is not None]
         marks += [{"obj": o, "kind": "point", "x": q.x, "y": q.y, "label": q.label} for o, p in given.items() for q in p.points]
         return {
             "open": self.number, "number": number, "name": self.clip.name,
             "frames": len(self.clip), "width": self.clip.width, "height": self.clip.height, "fps": self.clip.fps,
             "frame": frame, "overlay": "" if labels is None else _address("png", layer(labels, colors)), "marks": marks,
-            "objects": [{"id": o, "name": a.get("name", ""), "color": colors[o]} for o, a in session.prompts.objects.items()],
+            "objects": objects,
             "fresh": fresh, "next": colors.get(fresh), "prompted": list(session.prompts), "known": self._ribbon(known),
             "running": running, "at": self.newest, "done": status.done, "total": status.total,
             "undo": session.can_undo, "redo": session.can_redo,

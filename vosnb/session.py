@@ -212,9 +212,10 @@ class Session:
     @property
     def colors(self) -> dict[int, str]:
         """{object: "#rrggbb"}: what was chosen, else that of the DAVIS palette, made brighter."""
-        chosen = {obj: about["color"] for obj, about in self.prompts.objects.items() if "color" in about}
+        objects = self.prompts.objects  # once: another thread may change the prompts
+        chosen = {obj: about["color"] for obj, about in objects.items() if "color" in about}
         palette, own = brighter(with_colors(None)), with_colors(chosen)
-        return {obj: "#{:02x}{:02x}{:02x}".format(*(own if obj in chosen else palette)[obj]) for obj in self.prompts.objects}
+        return {obj: "#{:02x}{:02x}{:02x}".format(*(own if obj in chosen else palette)[obj]) for obj in objects}
 
     @property
     def can_undo(self) -> bool:
@@ -231,9 +232,11 @@ class Session:
     # -- prompts: each change gives a Future of the frame's label map ----------------------------------------------------
 
     def add_point(self, frame: int, obj: int, x: float, y: float, label: int = 1) -> Future[np.ndarray]:
-        """A click: label 1 on the object, 0 on the background; pixels of the original frame."""
+        """A click: label 1 on the object, 0 on the background; pixels of the original frame. The same click again changes nothing."""
         old = self.prompts.get(frame, {}).get(obj)
         point = Point(x, y, label)
+        if old is not None and point in old.points:
+            return self._edit(frame)
         return self._say(frame, obj, Prompt((point,)) if old is None else replace(old, points=(*old.points, point)))
 
     def set_box(self, frame: int, obj: int, box: Box) -> Future[np.ndarray]:

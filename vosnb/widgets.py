@@ -226,10 +226,12 @@ class Editor(anywidget.AnyWidget):
 
     def _view(self) -> dict[str, Any]:
         session, clip = self.session, self.session.clip
+        known = session.prompts.objects  # before the colours: another thread may add an object, or forget one
         colors = session.colors
         objects = [
             {"id": obj, "name": about.get("name", f"object {obj}"), "color": colors[obj]}
-            for obj, about in session.prompts.objects.items()
+            for obj, about in known.items()
+            if obj in colors
         ]
         return {
             "frame": self.frame, "image": self._image_of, "frames": len(clip), "width": clip.width, "height": clip.height, "fps": clip.fps,
