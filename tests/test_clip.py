@@ -574,9 +574,10 @@ def test_files_that_are_no_video_are_refused(tmp_path, videos):
         with pytest.raises(InputError, match=says):
             Clip(bad_video(tmp_path, content))
     (tmp_path / "notes.txt").write_text("only words\n" * 100)  # FFmpeg would draw them
+    (tmp_path / "itself.mp4").write_text("ffconcat version 1.0\nfile itself.mp4")  # and open this until no file is left to open
     ffmpeg("-lavfi", "sine=duration=0.2", str(tmp_path / "tone.mp4"))
-    for name in ("notes.txt", "tone.mp4"):
-        with pytest.raises(InputError, match="video stream"):
+    for name, says in {"notes.txt": "which is none", "itself.mp4": "which is none", "tone.mp4": "video stream"}.items():
+        with pytest.raises(InputError, match=says):
             Clip(tmp_path / name)
     with pytest.raises(InputError, match="window"):
         Clip(videos("one_key.mp4"), window=(0, 5))
