@@ -647,7 +647,8 @@ class Session:
             kept, by, passes, masks_of = about["clip"], about["by"], {*about["passes"]}, about["masks of"]
             if not (passes <= {*PASSES} and about["direction"] in DIRECTIONS and {*masks_of} == {"prompts", "reported"}):
                 raise ValueError(f"{sorted(passes)}, {about['direction']}")
-            kept["source"], kept["frames"], kept["sha256"], kept["length"], kept["source_fps"], about["settings"]
+            if missed := {"source", "frames", "sha256", "length", "source_fps"} - {*kept} or {"settings"} - {*about}:
+                raise KeyError(*missed)
         except FileNotFoundError:
             raise InputError("a session's folder", f"{folder}, which has no {ABOUT}", missing(folder)) from None
         except (ValueError, KeyError, TypeError) as error:
